@@ -1,0 +1,14 @@
+//! An x86-64 processor: state, decoding, the interpreter, exceptions and interrupts, MSRs, CPUID.
+//!
+//! The interpreter here is Vitrine's reference tier. Arithmetic is done by the host CPU (crate `host`); this crate
+//! implements what the host must not do for us: control flow, segments, privileged instructions, strings, I/O, faults.
+
+pub mod access;
+pub mod cpuid;
+pub mod exec;
+pub mod hooks;
+pub mod operand;
+pub mod state;
+
+pub use hooks::{Clock, LocalApic, PortIo, Signals};
+pub use state::Cpu;

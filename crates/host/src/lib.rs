@@ -1,0 +1,3 @@
+//! The host: its CPU as the guest's ALU, memory accesses at host addresses, executable memory, signals.
+
+pub mod vector;

@@ -1,0 +1,1 @@
+//! Which parts of guest memory hold decoded or translated code.

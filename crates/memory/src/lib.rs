@@ -1,0 +1,18 @@
+//! Guest memory: the four addresses, RAM, the physical map, the page walker, the softmmu TLB, `/proc/self/pagemap`.
+//!
+//! The one flow this crate exists for: **GVA** → (TLB or page walk) → **GPA** → (physical map) → **HVA** →
+//! (the host's MMU; pagemap tells) → **HPA**.
+
+pub mod address;
+pub mod code;
+pub mod map;
+pub mod mmu;
+pub mod observe;
+pub mod ram;
+pub mod scalar;
+
+pub use address::{Gpa, Gva, Hpa, Hva};
+pub use map::{Mmio, PhysicalMap};
+pub use mmu::{MemoryFault, Mmu, Origin, Space};
+pub use observe::{Access, AccessKind, Observer};
+pub use scalar::Scalar;

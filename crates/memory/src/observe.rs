@@ -1,0 +1,63 @@
+//! The hook through which a lens sees accesses. Called on the slow path only: a page that nobody watches costs nothing.
+
+use crate::{Gpa, Gva, Hva};
+use crate::mmu::Origin;
+
+/// What kind of access was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessKind {
+    /// A data read by an instruction, explicit or implicit (stack, descriptor tables, TSS).
+    Read,
+    /// A data write by an instruction, explicit or implicit.
+    Write,
+    /// An instruction fetch: `value` is the first bytes of the instruction.
+    Fetch,
+    /// The page walker read an entry.
+    WalkRead,
+    /// The page walker set accessed or dirty bits.
+    WalkWrite,
+}
+
+/// One access, with every address it had at the instant it was made.
+#[derive(Clone, Copy, Debug)]
+pub struct Access {
+    /// What was done.
+    pub kind: AccessKind,
+    /// On whose behalf.
+    pub origin: Origin,
+    /// Guest virtual address; `None` for a page-walk access, which has none.
+    pub gva: Option<Gva>,
+    /// Guest physical address.
+    pub gpa: Gpa,
+    /// Host virtual address; `None` where the guest physical address is not memory (MMIO, unassigned).
+    pub hva: Option<Hva>,
+    /// Size in bytes, 1 to 16 for scalars; larger accesses and runs of string instructions arrive element by element.
+    /// An access that crosses a page arrives once for each page, with the bytes that lie there.
+    pub size: u8,
+    /// The bytes read or written, little endian, zero-extended.
+    pub value: u128,
+}
+
+/// Which accesses to a page an observer wants to see.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interest {
+    /// Data reads.
+    pub read: bool,
+    /// Data writes.
+    pub write: bool,
+    /// Instruction fetches.
+    pub fetch: bool,
+}
+
+/// Somebody who wants to see accesses.
+pub trait Observer: Send + Sync {
+    /// Asked when the page is entered into a TLB. `gva` and `gpa` are page addresses (4 KiB).
+    fn interest(&self, gva: Gva, gpa: Gpa) -> Interest;
+
+    /// Whether page-table reads and writes that the walker makes in this 4 KiB page of guest physical memory are wanted.
+    fn wants_walks(&self, gpa: Gpa) -> bool;
+
+    /// Called for each access to a page for which there was interest, after it was made and only if it was made
+    /// (an access that faulted is not reported). The observer compares the exact bytes itself.
+    fn access(&self, access: &Access);
+}
