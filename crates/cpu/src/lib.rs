@@ -4,10 +4,14 @@
 //! implements what the host must not do for us: control flow, segments, privileged instructions, strings, I/O, faults.
 
 pub mod access;
+pub mod blocks;
 pub mod cpuid;
+pub mod decode;
 pub mod exec;
 pub mod hooks;
+pub mod op;
 pub mod operand;
+pub mod run;
 pub mod state;
 
 pub use hooks::{Clock, LocalApic, PortIo, Signals};
