@@ -89,7 +89,7 @@ fn operation(i: &Instruction, model: &Model) -> Op {
     if let Some(op) = hot.iter().find_map(|select| select(i)) {
         return op;
     }
-    let rare: [fn(&Instruction) -> Option<Slow>; 0] = [];
+    let rare = [exec::segment::select, exec::far::select, exec::interrupt::select];
     match rare.iter().find_map(|select| select(i)) {
         Some(slow) => Op::slow(slow, i),
         None => Op::slow(undefined, i),

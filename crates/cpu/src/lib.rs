@@ -6,6 +6,7 @@
 pub mod access;
 pub mod blocks;
 pub mod cpuid;
+pub mod debug;
 pub mod decode;
 pub mod exec;
 pub mod hooks;
@@ -13,6 +14,7 @@ pub mod op;
 pub mod operand;
 pub mod run;
 pub mod state;
+pub mod tss;
 
 pub use hooks::{Clock, LocalApic, PortIo, Signals};
 pub use state::Cpu;

@@ -98,12 +98,15 @@ impl Cpu {
         };
         // The shadow covers one instruction; one that casts a shadow itself has just set it anew.
         let faulted = matches!(end, End::Fault(_));
-        let halt = matches!(end, End::Halt);
         if self.shadow == shadow {
             self.shadow = Shadow::None;
         }
+        if faulted {
+            self.debug_pending = 0;
+            return self.finish(interpreter, end);
+        }
         self.finish(interpreter, end)?;
-        if faulted { Ok(()) } else { self.after_instruction(halt) }
+        self.after_instruction()
     }
 
     /// Whether the block's last byte lies beyond the code segment's limit, so that it must go one by one.

@@ -8,8 +8,12 @@ pub mod alu;
 pub mod bits;
 pub mod branch;
 pub mod decimal;
+pub mod far;
+pub mod frame;
+pub mod interrupt;
 pub mod moves;
 pub mod muldiv;
+pub mod segment;
 pub mod stack;
 pub mod strings;
 
