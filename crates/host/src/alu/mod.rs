@@ -1,12 +1,11 @@
 //! The host CPU as the guest's ALU: one host instruction a function, with the flags exactly as it leaves them.
 //!
-//! Every function runs the instruction of its name (APM vol. 3, SDM vol. 2) on values, and returns the host's RFLAGS
-//! after it: CF, PF, AF, ZF, SF and OF stand in their RFLAGS positions, **the other bits mean nothing** and are to be
-//! masked by `x86::Rflags::STATUS` before they are shown. Flags that the manuals leave undefined are what this
+//! Every function runs the instruction of its name (APM vol. 3, SDM vol. 2) on values, and returns the flags after it:
+//! CF, PF, AF, ZF, SF and OF stand in their RFLAGS positions, **the other bits mean nothing** and are to be masked by `x86::Rflags::STATUS` before they are shown. Flags that the manuals leave undefined are what this
 //! host makes of them. Where an instruction reads flags or may leave some as they were, the incoming flags are an argument
 //! (`flags`, only the six status flags of it matter).
 //!
-//! No function touches DF, AC, TF or memory other than its own stack, and none can fault.
+//! No function touches DF, AC, TF or memory, and none can fault.
 //! DIV and IDIV, which can, are guarded by Rust and give `None` instead of #DE. Left out: the BT family, which
 //! plain Rust does as well, and everything that works on more than one register pair (see [`crate::native`]).
 
@@ -14,7 +13,7 @@ mod flags;
 #[cfg(test)]
 mod tests;
 
-use flags::{binary, carry, count, from_zero, nullary, scan, unary};
+use flags::{binary, carry, count, from_zero, join, nullary, run, scan, unary};
 use std::arch::asm;
 
 /// What [`Word`] and [`Wide`] need from a type, out of the way of the integer types' own methods.
@@ -161,13 +160,9 @@ macro_rules! word {
 
             #[inline(always)]
             fn neg(a: Self) -> (Self, u64) {
-                let (result, flags);
-                // SAFETY: works on its operands and its own stack only.
-                unsafe {
-                    asm!(concat!("neg {a", $m, "}"), "pushfq", "pop {f}",
-                        a = inout($class) a => result, f = lateout(reg) flags, options(pure, nomem));
-                }
-                (result, flags)
+                let (result, ah, o);
+                run!([] concat!("neg {a", $m, "}"); _ => ah, o; a = inout($class) a => result);
+                (result, join(ah, o))
             }
 
             word!(products $t $half);
@@ -194,49 +189,38 @@ macro_rules! word {
         }
         impl Word for $t {}
     };
-    // AX is one register here: the product of bytes is not split over two.
-    (products u8 $half:literal) => {
-        #[inline(always)]
-        fn mul(a: Self, b: Self) -> (Self, Self, u64) {
-            let (product, flags): (u16, u64);
-            // SAFETY: works on its operands and its own stack only.
-            unsafe {
-                asm!("test {b}, {b}", "mul {b}", "pushfq", "pop {f}", b = in(reg_byte) b,
-                    inout("ax") u16::from(a) => product, f = lateout(reg) flags, options(pure, nomem));
-            }
-            let [lo, hi] = product.to_le_bytes();
-            (lo, hi, flags)
-        }
-
-        #[inline(always)]
-        fn imul_wide(a: Self, b: Self) -> (Self, Self, u64) {
-            let (product, flags): (u16, u64);
-            // SAFETY: works on its operands and its own stack only.
-            unsafe {
-                asm!("test {b}, {b}", "imul {b}", "pushfq", "pop {f}", b = in(reg_byte) b,
-                    inout("ax") u16::from(a) => product, f = lateout(reg) flags, options(pure, nomem));
-            }
-            let [lo, hi] = product.to_le_bytes();
-            (lo, hi, flags)
-        }
-    };
     (products $t:ident $half:literal) => {
-        word!(product $t mul $half);
-        word!(product $t imul_wide $half);
+        word!(product $t mul "mul" $half);
+        word!(product $t imul_wide "imul" $half);
     };
-    (product $t:ident mul $m:literal) => { word!(product $t mul "mul" $m); };
-    (product $t:ident imul_wide $m:literal) => { word!(product $t imul_wide "imul" $m); };
+    // In both shapes TEST makes the undefined flags, which some processors leave as they were, depend on the operands
+    // alone. AX is one register: the product of bytes is not split over two.
+    (product u8 $name:ident $op:literal $m:literal) => {
+        #[inline(always)]
+        fn $name(a: Self, b: Self) -> (Self, Self, u64) {
+            let (product, overflow, ah): (u16, u64, u64);
+            // SAFETY: works on its operands only.
+            unsafe {
+                asm!("test {b}, {b}", concat!($op, " {b}"), "mov {p:x}, ax", "seto {o:l}", "lahf",
+                    b = in(reg_byte) b, p = out(reg) product, o = inout(reg) 0u64 => overflow,
+                    inout("rax") u64::from(a) => ah, options(pure, nomem, nostack));
+            }
+            let [lo, hi] = product.to_le_bytes();
+            (lo, hi, join(ah, overflow))
+        }
+    };
     (product $t:ident $name:ident $op:literal $m:literal) => {
         #[inline(always)]
         fn $name(a: Self, b: Self) -> (Self, Self, u64) {
-            let (lo, hi, flags);
-            // SAFETY: works on its operands and its own stack only. (TEST makes the undefined flags, which some
-            // processors leave as they were, depend on the operands alone.)
+            let (lo, hi, overflow, ah);
+            // SAFETY: works on its operands only.
             unsafe {
-                asm!(concat!("test {b", $m, "}, {b", $m, "}"), concat!($op, " {b", $m, "}"), "pushfq", "pop {f}",
-                    b = in(reg) b, inout("rax") a => lo, out("rdx") hi, f = lateout(reg) flags, options(pure, nomem));
+                asm!(concat!("test {b", $m, "}, {b", $m, "}"), concat!($op, " {b", $m, "}"), "mov {lo}, rax",
+                    "seto {o:l}", "lahf", b = in(reg) b, lo = out(reg) lo, o = inout(reg) 0u64 => overflow,
+                    inout("rax") u64::from(a) => ah, out("rdx") hi, options(pure, nomem, nostack));
             }
-            (lo, hi, flags)
+            let lo: u64 = lo;
+            (lo as Self, hi, join(ah, overflow))
         }
     };
 }
@@ -251,13 +235,11 @@ macro_rules! wide {
 
             #[inline(always)]
             fn imul(a: Self, b: Self) -> (Self, u64) {
-                let (result, flags);
-                // SAFETY: works on its operands and its own stack only. TEST: as for the one-operand form.
-                unsafe {
-                    asm!(concat!("test {a", $m, "}, {a", $m, "}"), concat!("imul {a", $m, "}, {b", $m, "}"), "pushfq", "pop {f}",
-                        a = inout(reg) a => result, b = in(reg) b, f = lateout(reg) flags, options(pure, nomem));
-                }
-                (result, flags)
+                let (result, ah, o);
+                // TEST as for the one-operand form.
+                run!([] concat!("test {a", $m, "}, {a", $m, "}\nimul {a", $m, "}, {b", $m, "}"); _ => ah, o;
+                    a = inout(reg) a => result, b = in(reg) b);
+                (result, join(ah, o))
             }
         }
         impl Wide for $t {}
