@@ -67,7 +67,8 @@ impl Cpu {
     /// Whether a breakpoint on data is enabled, so that every access must be looked at.
     #[must_use]
     pub fn data_breakpoints_armed(&self) -> bool {
-        self.breakpoints_armed() && self.breakpoints().any(|b| matches!(b.condition, Condition::Write | Condition::ReadWrite))
+        self.breakpoints_armed()
+            && self.breakpoints().any(|b| matches!(b.condition, Condition::Write | Condition::ReadWrite))
     }
 
     /// Notes the data breakpoints that an access to linear addresses hits; they trap after the instruction.

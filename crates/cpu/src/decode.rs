@@ -2,7 +2,7 @@
 
 use crate::Cpu;
 use crate::cpuid::Model;
-use crate::exec::{self, Flow, Slow};
+use crate::exec::{self, Flow};
 use crate::op::Op;
 use crate::state::CodeSize;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction};
@@ -33,12 +33,13 @@ pub struct Decoded {
 pub fn block(bytes: &[u8], size: CodeSize, model: &Model, limit: usize) -> Decoded {
     let mut decoded = Decoded::default();
     let mut instruction = Instruction::default();
+    let options = OPTIONS | model.decoder_options();
     while decoded.ops.len() < limit.min(MAX_OPS) {
         let rest = bytes.get(decoded.len..).unwrap_or_default();
         let rest = rest.get(..MAX_INSTRUCTION).unwrap_or(rest);
         // Each instruction is decoded as if it were at address 0: blocks are shared by all mappings of their page,
         // so branch targets and RIP-relative operands are kept relative to the instruction.
-        let mut decoder = Decoder::with_ip(size as u32, rest, 0, OPTIONS);
+        let mut decoder = Decoder::with_ip(size as u32, rest, 0, options);
         decoder.decode_out(&mut instruction);
         if decoder.last_error() == DecoderError::NoMoreBytes {
             if rest.len() < MAX_INSTRUCTION {
@@ -72,8 +73,7 @@ fn undefined(cpu: &mut Cpu, instruction: &Instruction) -> Result<Flow, Exception
 
 /// The operation for one instruction.
 fn operation(i: &Instruction, model: &Model) -> Op {
-    let offered = !i.is_invalid() && i.cpuid_features().iter().all(|&feature| model.offers(feature));
-    if !offered {
+    if i.is_invalid() || !model.executes(i) {
         return Op::slow(undefined, i);
     }
     let hot = [
@@ -89,7 +89,7 @@ fn operation(i: &Instruction, model: &Model) -> Op {
     if let Some(op) = hot.iter().find_map(|select| select(i)) {
         return op;
     }
-    let rare = [exec::segment::select, exec::far::select, exec::interrupt::select];
+    let rare = [exec::segment::select, exec::far::select, exec::interrupt::select, exec::io::select];
     match rare.iter().find_map(|select| select(i)) {
         Some(slow) => Op::slow(slow, i),
         None => Op::slow(undefined, i),

@@ -12,6 +12,7 @@ pub mod exec;
 pub mod hooks;
 pub mod op;
 pub mod operand;
+pub mod reset;
 pub mod run;
 pub mod state;
 pub mod tss;

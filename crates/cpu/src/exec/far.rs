@@ -399,14 +399,12 @@ fn indirect_size(i: &Instruction) -> u64 {
 fn transfer(cpu: &mut Cpu, i: &Instruction) -> Result<Flow, Exception> {
     let kind = if i.mnemonic() == Mnemonic::Call { Kind::Call } else { Kind::Jump };
     let (size, target) = match i.op0_kind() {
-        OpKind::FarBranch16 => (2, Pointer {
-            selector: Selector::from_bits(i.far_branch_selector()),
-            offset: u64::from(i.far_branch16()),
-        }),
-        OpKind::FarBranch32 => (4, Pointer {
-            selector: Selector::from_bits(i.far_branch_selector()),
-            offset: u64::from(i.far_branch32()),
-        }),
+        OpKind::FarBranch16 => {
+            (2, Pointer { selector: Selector::from_bits(i.far_branch_selector()), offset: u64::from(i.far_branch16()) })
+        }
+        OpKind::FarBranch32 => {
+            (4, Pointer { selector: Selector::from_bits(i.far_branch_selector()), offset: u64::from(i.far_branch32()) })
+        }
         _ => {
             let size = indirect_size(i);
             let (seg, ea) = cpu.effective_address(i);

@@ -50,11 +50,8 @@ impl Frame {
         } else {
             let last = sp.wrapping_add(self.size - 1);
             let limit = u64::from(self.segment.limit);
-            let inside = if self.segment.attributes.is_expand_down() {
-                sp > limit && last <= self.mask
-            } else {
-                last <= limit
-            };
+            let inside =
+                if self.segment.attributes.is_expand_down() { sp > limit && last <= self.mask } else { last <= limit };
             if !inside {
                 return Err(Exception::coded(Vector::Stack, self.code));
             }

@@ -8,7 +8,7 @@ use super::{Flow, Slow};
 use crate::Cpu;
 use crate::state::{CS, DS, ES, FS, GS, RIP, RSP, SS};
 use iced_x86::{Instruction, Mnemonic};
-use x86::{Descriptor, Exception, PageFaultCode, Rflags, Segment, Selector, Vector};
+use x86::{Descriptor, Exception, Rflags, Segment, Selector, Vector};
 
 /// A fault that could not be delivered, nor the double fault that it became: the processor shuts down.
 #[derive(Clone, Copy, Debug)]
@@ -90,12 +90,7 @@ impl Cpu {
     }
 
     fn shut_down(&self, first: Exception) -> TripleFault {
-        TripleFault {
-            cs: self.seg[CS].selector.into_bits(),
-            rip: self.rip(),
-            first,
-            fault_address: self.fault_address,
-        }
+        TripleFault { cs: self.seg[CS].selector.into_bits(), rip: self.rip(), first, fault_address: self.fault_address }
     }
 
     /// Delivers a maskable interrupt before the instruction at RIP.
@@ -410,6 +405,7 @@ pub fn select(i: &Instruction) -> Option<Slow> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use x86::PageFaultCode;
 
     #[test]
     fn double_fault_table() {

@@ -11,6 +11,7 @@ pub mod decimal;
 pub mod far;
 pub mod frame;
 pub mod interrupt;
+pub mod io;
 pub mod moves;
 pub mod muldiv;
 pub mod segment;

@@ -41,8 +41,7 @@ impl Cpu {
     ///
     /// Errors: `vector` with the selector (and `ext`) if it lies beyond its table's limit; page faults.
     pub fn read_descriptor(&mut self, selector: Selector, vector: Vector, ext: u16) -> Result<Found, Exception> {
-        self.find_descriptor(selector, 8)?
-            .ok_or(Exception::coded(vector, selector.error_code() | ext))
+        self.find_descriptor(selector, 8)?.ok_or(Exception::coded(vector, selector.error_code() | ext))
     }
 
     /// As [`Cpu::read_descriptor`]; `None` if its `size` bytes lie beyond the limit or there is no table.
