@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod code;
+pub mod hostmem;
 pub mod map;
 pub mod mmu;
 pub mod observe;
