@@ -9,6 +9,7 @@ pub mod hostmem;
 pub mod map;
 pub mod mmu;
 pub mod observe;
+pub mod pagemap;
 pub mod ram;
 pub mod scalar;
 
@@ -16,4 +17,6 @@ pub use address::{Gpa, Gva, Hpa, Hva};
 pub use map::{Mmio, PhysicalMap};
 pub use mmu::{MemoryFault, Mmu, Origin, Space};
 pub use observe::{Access, AccessKind, Observer};
+pub use pagemap::Pagemap;
+pub use ram::{GuestRam, RamError};
 pub use scalar::Scalar;
