@@ -14,7 +14,7 @@ pub mod ram;
 pub mod scalar;
 
 pub use address::{Gpa, Gva, Hpa, Hva};
-pub use map::{Mmio, PhysicalMap};
+pub use map::{MapError, Mmio, PhysicalMap};
 pub use mmu::{MemoryFault, Mmu, Origin, Space};
 pub use observe::{Access, AccessKind, Observer};
 pub use pagemap::Pagemap;
