@@ -12,6 +12,7 @@ pub mod observe;
 pub mod pagemap;
 pub mod ram;
 pub mod scalar;
+pub mod tlb;
 pub mod walk;
 
 pub use address::{Gpa, Gva, Hpa, Hva};
