@@ -1,0 +1,1 @@
+//! What loaders need of guest memory.
