@@ -60,6 +60,8 @@ pub struct BoardInfo {
     pub century: u8,
     /// Whether there is an 8042 keyboard controller.
     pub i8042: bool,
+    /// Whether there is a VGA adapter that a guest may probe for.
+    pub vga: bool,
     /// The serial ports.
     pub coms: Vec<Com>,
 }
@@ -87,6 +89,7 @@ impl Default for BoardInfo {
             sci: 9,
             century: 0x32,
             i8042: true,
+            vga: false,
             coms: vec![
                 Com { port: 0x3f8, irq: 4 },
                 Com { port: 0x2f8, irq: 3 },

@@ -5,16 +5,30 @@
 //! demands for the first vCPU. Everything in a file is input: a file that is not what it claims to be gives a
 //! [`BootError`] that names the file and what is wrong with it.
 
+mod acpi;
+mod bios;
 pub mod board;
+mod dsdt;
+mod elf;
 pub mod entry;
 pub mod error;
+mod image;
+mod initrd;
+mod layout;
+mod linux;
+mod multiboot;
+mod pvh;
 mod ram;
+mod unknown;
 
 pub use board::{BoardInfo, Com, Override};
 pub use entry::Entry;
 pub use error::BootError;
 
+use elf::Elf;
+use image::Image;
 use memory::PhysicalMap;
+use ram::Ram;
 use std::path::PathBuf;
 
 /// What the user wants booted.
@@ -41,6 +55,34 @@ pub struct Config {
 /// # Errors
 /// A file that cannot be read, is not a kernel that can be booted, is damaged, or does not fit into guest memory.
 pub fn load(map: &PhysicalMap, config: &Config, board: &BoardInfo) -> Result<Entry, BootError> {
-    let _ = (map, board);
-    Err(BootError::Read { file: config.kernel.display().to_string(), source: std::io::ErrorKind::Unsupported.into() })
+    load_into(map, config, board)
 }
+
+/// [`load`], into anything that is RAM.
+fn load_into(ram: &dyn Ram, config: &Config, board: &BoardInfo) -> Result<Entry, BootError> {
+    let image = Image::open(&config.kernel)?;
+    if ram.low_end() < layout::HIGH.0 {
+        return Err(ram.too_large(image.name(), 0, layout::HIGH.0));
+    }
+    let head = image.head(multiboot::SEARCH)?;
+    let entry = if let Some(header) = multiboot::find(&head) {
+        multiboot::load(&image, &header, ram, config)?
+    } else if elf::is_elf(&head) {
+        let elf = Elf::read(&image)?;
+        match pvh::entry_point(&image, &elf)? {
+            Some(entry) => pvh::load(&image, &elf, entry, ram, config)?,
+            None => return Err(unknown::elf(&image, &elf)),
+        }
+    } else if linux::is_bzimage(&head) {
+        linux::load(&image, ram, config)?
+    } else {
+        return Err(unknown::file(&image, &head));
+    };
+    // After the kernel, whose BSS may reach over the firmware's area.
+    bios::write(ram, board)?;
+    acpi::write(ram, config, board)?;
+    Ok(entry)
+}
+
+#[cfg(test)]
+mod tests;
