@@ -109,7 +109,8 @@ fn load_flat(image: &Image, offset: u64, addresses: [u32; 5], ram: &dyn Ram) -> 
     let before = header_addr.checked_sub(load).filter(|before| *before <= offset);
     let Some(before) = before else {
         return Err(image.bad(format!(
-            "its multiboot header, at byte {offset:#x}, is said to lie at {header_addr:#x} of an image that begins at {load:#x}"
+            "its multiboot header, at byte {offset:#x}, is said to lie at {header_addr:#x} \
+             of an image that begins at {load:#x}"
         )));
     };
     let start = offset - before;

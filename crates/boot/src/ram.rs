@@ -27,7 +27,7 @@ pub(crate) trait Ram {
         if self.write(gpa, bytes) { Ok(()) } else { Err(self.too_large(what, gpa.0, to_u64(bytes.len()))) }
     }
 
-    /// The error for `what`, of `size` bytes, having no room at `address` (where it must be, or could be at the lowest).
+    /// The error for `what`, of `size` bytes, having no room at `address`, which is where it must be.
     fn too_large(&self, what: &str, address: u64, size: u64) -> BootError {
         let needed = address.saturating_add(size);
         let have = mib(self.total());
