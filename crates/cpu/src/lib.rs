@@ -12,3 +12,8 @@ pub mod state;
 
 pub use hooks::{Clock, LocalApic, PortIo, Signals};
 pub use state::Cpu;
+
+pub mod msr;
+pub mod reset;
+#[cfg(test)]
+mod testing;
