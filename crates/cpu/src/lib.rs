@@ -14,6 +14,5 @@ pub use hooks::{Clock, LocalApic, PortIo, Signals};
 pub use state::Cpu;
 
 pub mod msr;
-pub mod reset;
 #[cfg(test)]
 mod testing;
