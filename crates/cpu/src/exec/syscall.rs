@@ -11,7 +11,7 @@ use crate::cpuid::Vendor;
 use crate::debug::DR6_BS;
 use crate::state::{CS, R11, RCX, RDX, RIP, RSP, SS};
 use iced_x86::{Instruction, Mnemonic};
-use x86::{Attributes, Exception, Rflags, Segment, Selector, is_canonical};
+use x86::{Attributes, Exception, Segment, Selector, is_canonical};
 
 /// RFLAGS bits that SYSRET takes from R11: all but RF and VM.
 const SYSRET_FLAGS: u64 = 0x003c_7fd7;
