@@ -22,4 +22,6 @@ pub use state::Cpu;
 
 pub mod msr;
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
 mod testing;

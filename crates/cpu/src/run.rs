@@ -83,6 +83,14 @@ impl Cpu {
         self.finish(interpreter, end)
     }
 
+    /// Runs one instruction (one iteration of a repeated one), whatever is pending: for debuggers and tests.
+    ///
+    /// # Errors
+    /// The processor shut down.
+    pub fn single_step(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+        self.step(interpreter)
+    }
+
     /// Runs one instruction with everything around it that a debugger or a shadow asks for.
     #[cold]
     #[inline(never)]
