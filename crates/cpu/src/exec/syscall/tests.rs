@@ -49,7 +49,7 @@ fn there_and_back() {
 fn sysret_to_compatibility_mode_and_back_by_cstar() {
     let mut board = ready("AuthenticAMD", 0);
     board.cpu.regs[RCX] = 0x1_0000_8000;
-    board.cpu.regs[R11] = u64::MAX & !0x100;
+    board.cpu.regs[R11] = !0x100;
     board.execute(SYSRETL).unwrap();
     assert_eq!(selectors(&board), (0x23, 0x2b, 3));
     assert_eq!((board.cpu.regs[RIP], board.cpu.code_size), (0x8000, CodeSize::Bits32));
