@@ -177,3 +177,6 @@ impl Cpu {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;
