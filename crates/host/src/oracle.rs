@@ -30,8 +30,7 @@ struct Exchange {
     code: u64,
 }
 
-static mut EXCHANGE: Exchange =
-    Exchange { registers: Registers { gpr: [0; 16], flags: 0 }, host_rsp: 0, code: 0 };
+static mut EXCHANGE: Exchange = Exchange { registers: Registers { gpr: [0; 16], flags: 0 }, host_rsp: 0, code: 0 };
 
 /// Serialises users of [`EXCHANGE`].
 static TURN: Mutex<()> = Mutex::new(());
