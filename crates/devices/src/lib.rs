@@ -1,6 +1,18 @@
 //! The devices of the machine, a folder each, and what wires them: ports, interrupt lines, deadlines.
+//!
+//! A device knows nothing of the machine around it but what it was given: interrupt lines, a clock, a [`Sink`] for its
+//! bytes, a [`PowerSwitch`]. All of them are `Sync`: any vCPU may touch a register at any time.
 
 pub mod bus;
 pub mod line;
+pub mod port_bus;
+pub mod power;
+pub mod sink;
 pub mod sync;
 pub mod timer;
+
+pub use bus::PortDevice;
+pub use line::{IrqLine, Pin};
+pub use port_bus::PortBus;
+pub use power::{A20, PowerRequest, PowerSwitch, Reset};
+pub use sink::Sink;
