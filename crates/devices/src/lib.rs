@@ -10,6 +10,7 @@ pub mod power;
 pub mod sink;
 pub mod sync;
 pub mod timer;
+pub mod uart;
 
 pub use bus::PortDevice;
 pub use line::{IrqLine, Pin};
