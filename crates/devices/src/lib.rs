@@ -4,7 +4,9 @@
 //! bytes, a [`PowerSwitch`]. All of them are `Sync`: any vCPU may touch a register at any time.
 
 pub mod bus;
+pub mod i8042;
 pub mod line;
+pub mod port92;
 pub mod port_bus;
 pub mod power;
 pub mod sink;
