@@ -6,6 +6,7 @@
 pub mod bus;
 pub mod i8042;
 pub mod line;
+pub mod pci;
 pub mod pm;
 pub mod port92;
 pub mod port_bus;
