@@ -4,6 +4,9 @@
 //! bytes, a [`PowerSwitch`]. All of them are `Sync`: any vCPU may touch a register at any time.
 
 pub mod bus;
+pub mod debug_exit;
+pub mod debugcon;
+pub mod fw_cfg;
 pub mod i8042;
 pub mod line;
 pub mod pci;
