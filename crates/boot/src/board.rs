@@ -83,7 +83,7 @@ impl Default for BoardInfo {
             pm1a_control: 0x604,
             pm_timer: 0x608,
             pm_timer_32: true,
-            gpe0: None,
+            gpe0: Some((0x620, 4)),
             s5: 5,
             reset: (0xcf9, 0x06),
             sci: 9,

@@ -129,6 +129,9 @@ fn isa_devices(config: &Config, board: &BoardInfo) -> Vec<u8> {
     let pm1a = io(board.pm1a_event, 4);
     let control = io(board.pm1a_control, 2);
     let timer = io(board.pm_timer, 4);
-    bytes.extend(device("PWRM", "PNP0C02", 0, vec![&pm1a, &control, &timer]));
+    let gpe0 = board.gpe0.map(|(port, length)| io(port, length));
+    let mut ports: Vec<&dyn Aml> = vec![&pm1a, &control, &timer];
+    ports.extend(gpe0.iter().map(|ports| ports as &dyn Aml));
+    bytes.extend(device("PWRM", "PNP0C02", 0, ports));
     bytes
 }
