@@ -66,7 +66,6 @@ pub struct DebugConsole {
 }
 
 /// A machine as the user wants it.
-#[derive(Debug)]
 pub struct Config {
     /// RAM in bytes.
     pub memory: u64,
@@ -95,7 +94,7 @@ pub struct Config {
     /// Whether power off pauses the machine rather than ends it.
     pub no_shutdown: bool,
     /// Sees accesses to memory that it is interested in.
-    pub observer: Option<Arc<dyn Observer + std::fmt::Debug>>,
+    pub observer: Option<Arc<dyn Observer>>,
     /// Files for fw_cfg, by name.
     pub fw_cfg: Vec<(String, Vec<u8>)>,
 }
