@@ -1,6 +1,6 @@
 //! The DSDT: soft off, the PCI root bridge, and the ISA devices beneath it, in AML (ACPI 6.5, chapters 6, 19 and 20).
 //!
-//! Left out: PCI interrupt routing (`_PRT` is empty; the bus has no devices that interrupt), DMA controller, PC speaker.
+//! Left out: PCI interrupt routing (`_PRT` is empty; no device on the bus interrupts), DMA controller, PC speaker.
 
 use crate::board::BoardInfo;
 use crate::{Config, acpi};

@@ -32,7 +32,6 @@ pub(crate) struct ProgramHeader {
 #[derive(Debug)]
 pub(crate) struct Elf {
     pub(crate) machine: u16,
-    pub(crate) is_64: bool,
     pub(crate) entry: u64,
     pub(crate) headers: Vec<ProgramHeader>,
 }
@@ -81,7 +80,7 @@ impl Elf {
         let bytes = image.bytes("the ELF program header table", table, entry_size * count)?;
         let step = usize::try_from(entry_size).unwrap_or(usize::MAX);
         let headers = bytes.chunks_exact(step).filter_map(|header| program_header(header, is_64)).collect();
-        Ok(Self { machine, is_64, entry, headers })
+        Ok(Self { machine, entry, headers })
     }
 
     /// The segments that are loaded, empty ones left out.

@@ -13,7 +13,8 @@ pub enum BootError {
     },
     /// The kernel is none of the kinds that can be booted.
     #[error(
-        "{file} is not a kernel that can be booted: {found}; -kernel takes a Linux bzImage, an ELF file with a PVH note, or a multiboot 1 image"
+        "{file} is not a kernel that can be booted: {found}; \
+        -kernel takes a Linux bzImage, an ELF file with a PVH note, or a multiboot 1 image"
     )]
     Unknown {
         /// The file.

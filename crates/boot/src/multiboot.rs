@@ -109,11 +109,12 @@ fn load_flat(image: &Image, offset: u64, addresses: [u32; 5], ram: &dyn Ram) -> 
     let before = header_addr.checked_sub(load).filter(|before| *before <= offset);
     let Some(before) = before else {
         return Err(image.bad(format!(
-            "its multiboot header, at byte {offset:#x}, is said to lie at {header_addr:#x} of an image that begins at {load:#x}"
+            "its multiboot header, at byte {offset:#x}, is said to lie at {header_addr:#x} \
+             of an image that begins at {load:#x}"
         )));
     };
     let start = offset - before;
-    let size = if load_end == 0 { image.len() - start } else { load_end.checked_sub(load).unwrap_or(0) };
+    let size = if load_end == 0 { image.len() - start } else { load_end.saturating_sub(load) };
     if size == 0 {
         return Err(image.bad(format!("its multiboot header says that it is loaded from {load:#x} to {load_end:#x}")));
     }

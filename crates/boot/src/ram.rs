@@ -27,7 +27,7 @@ pub(crate) trait Ram {
         if self.write(gpa, bytes) { Ok(()) } else { Err(self.too_large(what, gpa.0, to_u64(bytes.len()))) }
     }
 
-    /// The error for `what`, of `size` bytes, having no room at `address` (where it must be, or could be at the lowest).
+    /// The error for `what`, of `size` bytes, having no room at `address`, which is where it must be.
     fn too_large(&self, what: &str, address: u64, size: u64) -> BootError {
         let needed = address.saturating_add(size);
         let have = mib(self.total());
@@ -50,16 +50,18 @@ pub(crate) trait Ram {
 
 impl Ram for PhysicalMap {
     fn ranges(&self) -> Vec<(Gpa, u64)> {
-        Vec::new()
+        // Without regard to what a board lays over the holes below 1 MiB.
+        self.ram().regions().iter().map(|region| (region.gpa, region.len)).collect()
     }
 
-    fn write(&self, _gpa: Gpa, _bytes: &[u8]) -> bool {
-        false
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> bool {
+        // The inherent method.
+        PhysicalMap::write(self, gpa, bytes).is_ok()
     }
 }
 
 /// Where RAM ends at the latest and the hole for devices begins.
-pub(crate) const HOLE: u64 = 0xc000_0000;
+pub(crate) const HOLE: u64 = memory::ram::HOLE_START;
 
 /// Whole MiB in `bytes`.
 pub(crate) fn mib(bytes: u64) -> u64 {

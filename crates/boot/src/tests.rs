@@ -153,3 +153,19 @@ fn too_little_memory_is_said() {
     let text = refusal(&TestRam::new(0), &config(&path));
     assert!(text.contains("-m 1 would do"), "{text}");
 }
+
+#[test]
+fn guest_memory_itself_is_loaded() {
+    let files = Files::new();
+    let ram = memory::GuestRam::new(5 << 30).unwrap();
+    let map = PhysicalMap::new(ram).unwrap();
+    let config = config(&files.add("kernel", &multiboot::tests::elf_image()));
+    let entry = load(&map, &config, &BoardInfo::default()).unwrap();
+    let mut code = [0; 0x100];
+    map.read(memory::Gpa(entry.rip), &mut code).unwrap();
+    assert_eq!(code, multiboot::tests::elf_image()[0x100..]);
+    // RAM goes on above the hole for devices, and the memory map says so.
+    let ranges = layout::memory_map(&map);
+    let last = ranges.last().unwrap();
+    assert_eq!((last.start, last.size), (memory::Gpa(4 << 30), 2 << 30));
+}
