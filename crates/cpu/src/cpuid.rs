@@ -290,7 +290,7 @@ impl Model {
             0 => self.vendor_leaf(self.basic_max),
             1 => [
                 self.signature,
-                (state.apic_id & 0xff) << 24 | self.cores.next_power_of_two().min(255) << 16 | LINE / 8 << 8,
+                (state.apic_id & 0xff) << 24 | self.cores.next_power_of_two().min(255) << 16 | (LINE / 8) << 8,
                 0,
                 0,
             ],

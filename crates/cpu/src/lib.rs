@@ -19,3 +19,7 @@ pub mod tss;
 
 pub use hooks::{Clock, LocalApic, PortIo, Signals};
 pub use state::Cpu;
+
+pub mod msr;
+#[cfg(test)]
+mod testing;

@@ -4,18 +4,27 @@
 //! bytes, a [`PowerSwitch`]. All of them are `Sync`: any vCPU may touch a register at any time.
 
 pub mod bus;
+mod bytes;
 pub mod debug_exit;
 pub mod debugcon;
 pub mod fw_cfg;
+pub mod hpet;
 pub mod i8042;
+pub mod ioapic;
+pub mod lapic;
 pub mod line;
 pub mod pci;
+pub mod pic;
+pub mod pit;
 pub mod pm;
 pub mod port92;
 pub mod port_bus;
 pub mod power;
+pub mod rtc;
 pub mod sink;
 pub mod sync;
+#[cfg(test)]
+mod testing;
 pub mod timer;
 pub mod uart;
 

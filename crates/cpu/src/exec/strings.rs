@@ -91,7 +91,7 @@ impl Element for Movs {
     fn run<W: Width>(cpu: &mut Cpu, op: &Op, limit: u64) -> Result<u64, Exception> {
         let Some((from, n)) = cpu.plain_run::<W>(op, usize::from(op.seg), RSI, limit, false)? else { return Ok(0) };
         let Some((to, n)) = cpu.plain_run::<W>(op, ES, RDI, n, true)? else { return Ok(0) };
-        from.copy_to::<W>(&to, n as usize);
+        from.copy_elements_to::<W>(&to, n as usize);
         cpu.advance(RSI, op, n * W::SIZE);
         cpu.advance(RDI, op, n * W::SIZE);
         Ok(n)

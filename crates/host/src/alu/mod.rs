@@ -16,6 +16,18 @@ mod tests;
 use flags::{binary, carry, count, from_zero, join, nullary, run, scan, unary};
 use std::arch::asm;
 
+/// `flags` as a stub takes them in EAX: for SAHF in AH, and OF as 0 or 1 in AL.
+#[inline(always)]
+pub(crate) fn split_flags(flags: u64) -> u64 {
+    flags::split(flags)
+}
+
+/// Flags from what a stub leaves in EAX: LAHF in AH and SETO in AL.
+#[inline(always)]
+pub(crate) fn join_flags(eax: u64) -> u64 {
+    join(eax, eax & 1)
+}
+
 /// What [`Word`] and [`Wide`] need from a type, out of the way of the integer types' own methods.
 mod sealed {
     /// One instruction a method; see the free functions of the parent module.
