@@ -217,16 +217,14 @@ pub const LOOP_INSTRUCTIONS: u64 = 18;
 pub fn integer_loop(rounds: u32) -> Vec<u8> {
     long_mode(|a| {
         let (mut again, mut odd, mut work) = (a.create_label(), a.create_label(), a.create_label());
-        let mut start = a.create_label();
         a.mov(rsi, DATA)?;
         a.mov(rbx, SEED)?;
         a.xor(r8, r8)?;
         a.mov(ecx, rounds)?;
-        a.jmp(start)?;
+        a.jmp(again)?;
         a.set_label(&mut work)?;
         a.add(r8, r9)?;
         a.ret()?;
-        a.set_label(&mut start)?;
         a.set_label(&mut again)?;
         a.mov(rax, rbx)?; // xorshift
         a.shl(rax, 13)?;

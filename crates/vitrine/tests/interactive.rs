@@ -45,7 +45,7 @@ fn a_shell_answers_and_ctrl_a_x_quits() {
 fn ctrl_a_h_helps_and_ctrl_a_x_quits() {
     let (mut terminal, _kernel) = dots();
     terminal.type_keys("\x01h");
-    terminal.expect("C-a x", SOON);
+    terminal.expect("Ctrl-A x", SOON);
     terminal.type_keys(CTRL_A_X);
     assert!(terminal.end(SOON).success());
     assert!(!terminal.changed(), "the terminal is as it was");
