@@ -1,1 +1,14 @@
-//! x
+//! Ways to look at what a guest does. Now: the watch, a line for every access to chosen bytes, with all four of its
+//! addresses.
+//!
+//! Lenses implement the hook traits of `memory` and `cpu`. What nobody looks at costs nothing: a watched page has flags
+//! in its TLB entry, other pages have not.
+
+mod format;
+mod ranges;
+pub mod watch;
+mod watcher;
+
+pub use format::Format;
+pub use watch::{Watch, WatchError};
+pub use watcher::Watcher;

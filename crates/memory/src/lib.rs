@@ -5,14 +5,20 @@
 
 pub mod address;
 pub mod code;
+pub mod hostmem;
 pub mod map;
 pub mod mmu;
 pub mod observe;
+pub mod pagemap;
 pub mod ram;
 pub mod scalar;
+pub mod tlb;
+pub mod walk;
 
 pub use address::{Gpa, Gva, Hpa, Hva};
-pub use map::{Mmio, PhysicalMap};
+pub use map::{MapError, Mmio, PhysicalMap};
 pub use mmu::{MemoryFault, Mmu, Origin, Space};
 pub use observe::{Access, AccessKind, Observer};
+pub use pagemap::Pagemap;
+pub use ram::{GuestRam, RamError};
 pub use scalar::Scalar;

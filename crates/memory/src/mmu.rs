@@ -1,9 +1,32 @@
 //! A vCPU's MMU: softmmu TLBs in front of the page walker and the physical map.
+//!
+//! The fast path is here: one index, one compare, one load or store. Everything that it cannot do (misses, page
+//! crossings, MMIO, ROM, code pages, watched pages) is in [`slow`]; instruction fetches in [`fetch`]; what the
+//! control registers and the invalidating instructions do to the TLB in [`control`]; runs for string instructions
+//! in [`run`].
+//!
+//! Left out: memory types (all memory is coherent and ordered as the host's), and the wrap of a page-crossing
+//! access at 4 GiB in compatibility mode (it continues above; outside long mode it wraps).
 
+use crate::code::Notices;
+use crate::hostmem;
 use crate::observe::Observer;
-use crate::{Gva, Hva, PhysicalMap, Scalar};
+use crate::tlb::{Entry, Stats, Tlb, View};
+use crate::walk::{Inspection, Mode, Paging};
+use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
+use std::fmt;
 use std::sync::Arc;
-use x86::{Cr0, Cr4, Efer, PageFaultCode};
+use x86::{Cr0, Cr4, Efer, PAGE_OFFSET, PageFaultCode};
+
+mod control;
+mod fetch;
+mod run;
+mod slow;
+
+pub use run::HostRun;
+
+/// Physical-address width until [`Mmu::set_physical_bits`] says otherwise.
+const PHYSICAL_BITS: u32 = 40;
 
 /// On whose behalf an access is made: goes into every access record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,15 +85,9 @@ pub struct PagingRegisters {
 pub enum FetchPage {
     /// RAM or ROM: the host address of the page's first byte identifies the code whatever its virtual address.
     Memory(Hva),
-    /// The page is not plain memory, or an observer wants to see its fetches: read bytes with [`Mmu::fetch_bytes`], one instruction at a time, and cache nothing.
+    /// The page is not plain memory, or an observer wants to see its fetches: read bytes with [`Mmu::fetch_bytes`],
+    /// one instruction at a time, and cache nothing.
     Uncached,
-}
-
-/// A run of host memory within one guest page that may be read, or read and written, at once.
-#[derive(Clone, Copy, Debug)]
-pub struct HostRun {
-    hva: Hva,
-    len: usize,
 }
 
 /// What INVPCID does (APM vol. 3, INVPCID).
@@ -84,144 +101,283 @@ pub enum Invpcid {
 }
 
 /// A vCPU's MMU.
+///
+/// `repr(C)`: translated code reads the first field, the current table.
 #[repr(C)]
-#[derive(Debug)]
 pub struct Mmu {
+    /// The main table of the current PCID and space. Invariant: it points to entries that `tlb` owns, or to the one
+    /// entry that matches nothing; renewed by [`Mmu::renew`] after anything that may move or change tables.
+    view: View,
+    /// The current space.
+    space: Space,
+    /// Which vCPU.
+    cpu: usize,
+    notices: Arc<Notices>,
     map: Arc<PhysicalMap>,
+    paging: Paging,
+    tlb: Tlb,
+    observer: Option<Arc<dyn Observer>>,
 }
 
-#[expect(unused_variables, clippy::unimplemented, clippy::missing_errors_doc, missing_docs)]
+// SAFETY: the pointer in `view` is into tables that `tlb` owns, or to a constant; the rest is Send by itself.
+unsafe impl Send for Mmu {}
+
 impl Mmu {
+    /// The MMU of vCPU number `cpu`, with all registers zero: paging off.
+    #[must_use]
     pub fn new(map: Arc<PhysicalMap>, cpu: usize) -> Self {
-        unimplemented!()
+        let mut tlb = Tlb::new();
+        tlb.select(0);
+        Self {
+            view: View::EMPTY,
+            space: Space::Kernel,
+            cpu,
+            notices: map.code().subscribe(),
+            map,
+            paging: Paging::new(PHYSICAL_BITS),
+            tlb,
+            observer: None,
+        }
     }
+
     /// Physical memory behind this MMU.
+    #[must_use]
     pub fn map(&self) -> &Arc<PhysicalMap> {
         &self.map
     }
-    pub fn set_observer(&mut self, observer: Option<Arc<dyn Observer>>) {}
-    /// Takes new CR0/CR4/EFER/PKRU/PKRS values and flushes what the architecture says they flush. Not for CR3 writes.
-    pub fn set_registers(&mut self, registers: PagingRegisters) {}
-    pub fn registers(&self) -> &PagingRegisters {
-        unimplemented!()
-    }
-    /// MOV CR3 (64-bit and legacy paging; PAE PDPTEs are loaded and checked here). `keep` is bit 63 of the value with PCIDE.
-    /// Errors: a reserved bit in a PAE PDPTE, which is #GP(0).
-    pub fn load_cr3(&mut self, cr3: u64, keep: bool) -> Result<(), ()> {
-        unimplemented!()
-    }
-    pub fn set_space(&mut self, space: Space) {}
-    /// Implemented virtual-address bits in the current paging mode: 48, or 57 with LA57.
-    pub fn virtual_bits(&self) -> u32 {
-        unimplemented!()
-    }
-    pub fn space(&self) -> Space {
-        unimplemented!()
-    }
-    pub fn invlpg(&mut self, gva: Gva) {}
-    pub fn invpcid(&mut self, what: Invpcid) {}
-    pub fn flush_all(&mut self) {}
 
-    // --- the fast path: a TLB hit on plain memory within one page, in the current space
+    /// Lets `observer` see accesses from now on; `None` ends it. Flushes, since interest is asked at TLB fills.
+    pub fn set_observer(&mut self, observer: Option<Arc<dyn Observer>>) {
+        self.observer = observer;
+        self.flush_all();
+    }
+
+    /// The registers last taken.
+    #[inline]
+    #[must_use]
+    pub fn registers(&self) -> &PagingRegisters {
+        self.paging.registers()
+    }
+
+    /// The paging mode that the registers select.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.paging.mode()
+    }
+
+    /// Chooses with whose rights accesses are made from now on. Flushes nothing.
+    #[inline]
+    pub fn set_space(&mut self, space: Space) {
+        self.space = space;
+        self.renew();
+    }
+
+    /// With whose rights accesses are made.
     #[inline(always)]
+    #[must_use]
+    pub fn space(&self) -> Space {
+        self.space
+    }
+
+    /// Implemented virtual-address bits in the current paging mode: 48, or 57 with LA57.
+    #[inline]
+    #[must_use]
+    pub fn virtual_bits(&self) -> u32 {
+        self.paging.virtual_bits()
+    }
+
+    /// How often the slow path found what where.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.tlb.stats
+    }
+
+    /// The table to use for `space`: without SMAP, RFLAGS.AC makes no difference.
+    #[inline]
+    fn effective(&self, space: Space) -> Space {
+        if space == Space::KernelAc && !self.paging.registers().cr4.smap() { Space::Kernel } else { space }
+    }
+
+    /// Restores the invariant of `view`.
+    #[inline]
+    fn renew(&mut self) {
+        self.view = self.tlb.view(self.effective(self.space));
+    }
+
+    /// The slot of the current table that `gva` belongs to, whatever is in it.
+    #[inline(always)]
+    fn entry(&self, gva: Gva) -> &Entry {
+        let offset = (gva.0 >> 7) & self.view.mask;
+        // SAFETY: by the invariant of `view` there are `mask / 32 + 1` entries at `base`; the mask makes the offset a
+        // multiple of 32 within them. Entries change only through `&mut self`.
+        unsafe { &*self.view.base.byte_add(offset as usize) }
+    }
+
+    // --- the fast path: a TLB hit on plain memory within one page, in the current space.
+    //
+    // One compare: the page of the access's last byte against the comparator of its first byte's slot. They can only
+    // be equal if the access stays in one page, since the next page has another slot or another tag.
+    //
+    // SAFETY, for all of them: a comparator equal to a page address (no slow flag) is only ever made for a page whose
+    // 4096 bytes are guest RAM (or, for reads and fetches, ROM) at that address plus the addend. Guest memory is
+    // never unmapped while the process lives (see `ram`), and no Rust object owns any of it.
+
+    /// Reads, if that needs nothing but a load.
+    #[inline(always)]
+    #[must_use]
     pub fn read_fast<T: Scalar>(&self, gva: Gva) -> Option<T> {
-        None
+        let entry = self.entry(gva);
+        if entry.read == gva.0.wrapping_add(T::SIZE - 1) & !PAGE_OFFSET {
+            // SAFETY: a read hit, see above.
+            Some(unsafe { T::load(gva.0, entry.addend) })
+        } else {
+            None
+        }
     }
-    /// False: not done, take the slow path.
+
+    /// Writes, if that needs nothing but a store. False: not done, take the slow path.
     #[inline(always)]
+    #[must_use]
     pub fn write_fast<T: Scalar>(&self, gva: Gva, value: T) -> bool {
-        false
+        let entry = self.entry(gva);
+        let hit = entry.write == gva.0.wrapping_add(T::SIZE - 1) & !PAGE_OFFSET;
+        if hit {
+            // SAFETY: a write hit, see above.
+            unsafe { T::store(gva.0, entry.addend, value) };
+        }
+        hit
     }
+
     /// Host page of `gva`'s page if the exec comparator hits.
     #[inline(always)]
+    #[must_use]
     pub fn fetch_fast(&self, gva: Gva) -> Option<Hva> {
-        None
+        let (entry, page) = (self.entry(gva), gva.page());
+        (entry.execute == page.0).then(|| Hva(page.0.wrapping_add(entry.addend)))
     }
 
-    // --- the complete path: hit or miss, MMIO, ROM, page-crossing, code pages, observers
-    #[cold]
-    pub fn read<T: Scalar>(&mut self, origin: Origin, space: Space, gva: Gva) -> Result<T, MemoryFault> {
-        unimplemented!()
-    }
-    /// A page-crossing write checks both pages before it changes either.
-    #[cold]
-    pub fn write<T: Scalar>(&mut self, origin: Origin, space: Space, gva: Gva, value: T) -> Result<(), MemoryFault> {
-        unimplemented!()
-    }
-    /// Read-modify-write, current space. Write permission is checked first. `f` is pure: given the old value it returns the new one and a result
-    /// (flags, …); with `locked` it is a host atomic compare-exchange loop on the HVA and `f` may be called again.
-    /// Fast path inside (inlined), slow path out of line.
+    /// Read-modify-write, current space. Write permission is checked first. `f` is pure: given the old value it
+    /// returns the new one and a result (flags, …); with `locked` it is a host atomic compare-exchange loop on the
+    /// HVA and `f` may be called again.
+    ///
+    /// A locked update that crosses a page is checked on both and then done piecewise, not atomically.
+    ///
+    /// # Errors
+    /// The fault that the access raises; nothing is written then.
     #[inline(always)]
-    pub fn update<T: Scalar, R>(&mut self, origin: Origin, gva: Gva, locked: bool, f: impl FnMut(T) -> (T, R)) -> Result<R, MemoryFault> {
-        unimplemented!()
+    pub fn update<T: Scalar, R>(
+        &mut self,
+        origin: Origin,
+        gva: Gva,
+        locked: bool,
+        mut f: impl FnMut(T) -> (T, R),
+    ) -> Result<R, MemoryFault> {
+        let entry = self.entry(gva);
+        if entry.write == gva.0.wrapping_add(T::SIZE - 1) & !PAGE_OFFSET {
+            if locked {
+                // SAFETY: a write hit, see above; what may be written may be read.
+                return Ok(unsafe { hostmem::update_locked(gva.0.wrapping_add(entry.addend), f) });
+            }
+            let addend = entry.addend;
+            // SAFETY: as above.
+            let (new, result) = f(unsafe { T::load(gva.0, addend) });
+            // SAFETY: as above.
+            unsafe { T::store(gva.0, addend, new) };
+            return Ok(result);
+        }
+        // `f` is pure, so that its result can be had again from the value that was replaced.
+        let old = self.update_slow(origin, gva, locked, &mut |old| f(old).0)?;
+        Ok(f(old).1)
     }
-    /// Reads `bytes.len()` (up to 4096) bytes: vector operands, XSAVE areas. Any alignment, may cross pages.
-    pub fn read_bytes(&mut self, origin: Origin, space: Space, gva: Gva, bytes: &mut [u8]) -> Result<(), MemoryFault> {
-        unimplemented!()
-    }
-    /// Writes bytes; all pages are checked before the first byte changes.
-    pub fn write_bytes(&mut self, origin: Origin, space: Space, gva: Gva, bytes: &[u8]) -> Result<(), MemoryFault> {
-        unimplemented!()
-    }
-    /// Checks that `len` bytes may be written (or read) now, with all side effects of the walk but no data access.
-    pub fn probe(&mut self, space: Space, gva: Gva, len: u64, write: bool) -> Result<(), MemoryFault> {
-        unimplemented!()
-    }
-    /// Translates for an instruction fetch in the current space.
-    pub fn fetch_page(&mut self, origin: Origin, gva: Gva) -> Result<FetchPage, MemoryFault> {
-        unimplemented!()
-    }
-    /// Reads up to 15 instruction bytes at `gva`, as many as can be had before the end of the page; further pages are up to the caller.
-    /// The observer sees nothing from this; the CPU reports the fetch by [`Mmu::observe_fetch`] once it knows the length.
-    pub fn fetch_bytes(&mut self, origin: Origin, gva: Gva, bytes: &mut [u8]) -> Result<usize, MemoryFault> {
-        unimplemented!()
-    }
-    /// Reports an executed instruction's bytes to the observer, if its page is watched for fetches.
-    pub fn observe_fetch(&mut self, origin: Origin, gva: Gva, bytes: &[u8]) {}
 
-    /// The plain memory from `gva` to the end of its page, for string instructions: `None` when the access must go element by element
-    /// (MMIO, ROM writes, code page when writing, watched). Current space.
-    pub fn run(&mut self, gva: Gva, write: bool) -> Result<Option<HostRun>, MemoryFault> {
-        unimplemented!()
+    /// Reads `bytes.len()` bytes: vector operands, XSAVE areas. Any alignment, may cross pages.
+    ///
+    /// # Errors
+    /// The fault that the access raises; pages are checked before MMIO is touched.
+    #[inline]
+    pub fn read_bytes(&mut self, origin: Origin, space: Space, gva: Gva, bytes: &mut [u8]) -> Result<(), MemoryFault> {
+        let entry = self.entry(gva);
+        let fits = (1..=4096).contains(&bytes.len()) && space == self.space;
+        if fits && entry.read == gva.0.wrapping_add(bytes.len() as u64 - 1) & !PAGE_OFFSET {
+            // SAFETY: a read hit, see above.
+            unsafe { hostmem::read_bytes(gva.0.wrapping_add(entry.addend), bytes) };
+            return Ok(());
+        }
+        self.read_bytes_slow(origin, space, gva, bytes)
+    }
+
+    /// Writes bytes; all pages are checked before the first byte changes.
+    ///
+    /// # Errors
+    /// The fault that the access raises.
+    #[inline]
+    pub fn write_bytes(&mut self, origin: Origin, space: Space, gva: Gva, bytes: &[u8]) -> Result<(), MemoryFault> {
+        let entry = self.entry(gva);
+        let fits = (1..=4096).contains(&bytes.len()) && space == self.space;
+        if fits && entry.write == gva.0.wrapping_add(bytes.len() as u64 - 1) & !PAGE_OFFSET {
+            // SAFETY: a write hit, see above.
+            unsafe { hostmem::write_bytes(gva.0.wrapping_add(entry.addend), bytes) };
+            return Ok(());
+        }
+        self.write_bytes_slow(origin, space, gva, bytes)
     }
 
     // --- code pages
-    /// Marks the chunks of `len` bytes at host address `hva` as holding decoded code: later writes there go the slow path and are noted.
-    pub fn protect_code(&mut self, hva: Hva, len: u64) {}
-    /// Whether a write has touched decoded code since the last [`Mmu::take_modified_code`].
+
+    /// Marks the chunks of `len` bytes at host address `hva` as holding decoded code: later writes there go the slow
+    /// path and are noted. Host addresses that are not guest RAM are ignored (ROM is never written).
+    pub fn protect_code(&mut self, hva: Hva, len: u64) {
+        let mut done = 0;
+        while done < len {
+            let at = hva.wrapping_add(done);
+            let piece = (x86::PAGE_SIZE - at.offset()).min(len - done);
+            if self.map.code().mark(at, piece) {
+                self.tlb.protect(at);
+            }
+            done += piece;
+        }
+    }
+
+    /// Whether a write, by whomever, has touched decoded code since the last [`Mmu::take_modified_code`].
     #[inline(always)]
+    #[must_use]
     pub fn code_modified(&self) -> bool {
-        false
+        self.notices.pending()
     }
-    /// The host pages in which decoded code was overwritten.
+
+    /// The host pages in which decoded code was overwritten, each at least once. Their marks are gone: code that
+    /// stays decoded must be marked again.
     pub fn take_modified_code(&mut self) -> Vec<Hva> {
-        Vec::new()
+        self.notices.take()
     }
 
-    /// Translates without side effects on TLB or guest memory, as a debugger would (no permission checks). `None`: not mapped.
-    pub fn translate(&self, gva: Gva) -> Option<crate::Gpa> {
-        unimplemented!()
+    // --- inspection
+
+    /// Translates without side effects on TLB or guest memory, as a debugger would (no permission checks).
+    /// `None`: not mapped.
+    #[must_use]
+    pub fn translate(&self, gva: Gva) -> Option<Gpa> {
+        self.inspect(gva).translation.map(|translation| self.map.gated(translation.gpa.0))
+    }
+
+    /// Every table entry that translates `gva`, without side effects.
+    #[must_use]
+    pub fn inspect(&self, gva: Gva) -> Inspection {
+        self.paging.inspect(&mut slow::MapTables::silent(&self.map), gva)
     }
 }
 
-#[expect(unused_variables, clippy::unimplemented)]
-impl HostRun {
-    /// Bytes in the run.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-    /// Whether the run is empty (it never is).
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-    /// Copies `n` bytes to the start of `to`, ascending byte order with the overlap semantics of `rep movsb` (so overlapping forward copies replicate).
-    pub fn copy_to(&self, to: &HostRun, n: usize) {
-        unimplemented!()
-    }
-    /// Fills `n` elements.
-    pub fn fill<T: Scalar>(&self, value: T, n: usize) {
-        unimplemented!()
+impl fmt::Debug for Mmu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mmu")
+            .field("cpu", &self.cpu)
+            .field("space", &self.space)
+            .field("registers", self.paging.registers())
+            .field("observed", &self.observer.is_some())
+            .field("stats", &self.tlb.stats)
+            .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

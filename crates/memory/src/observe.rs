@@ -1,7 +1,7 @@
 //! The hook through which a lens sees accesses. Called on the slow path only: a page that nobody watches costs nothing.
 
-use crate::{Gpa, Gva, Hva};
 use crate::mmu::Origin;
+use crate::{Gpa, Gva, Hva};
 
 /// What kind of access was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,7 +1,9 @@
 //! The operand sizes that a guest access can have in one piece.
 
+use crate::hostmem::HostAccess;
+
 /// An unsigned integer of 1, 2, 4, 8 or 16 bytes that one guest access moves.
-pub trait Scalar: Copy + Eq + Send + Sync + 'static {
+pub trait Scalar: HostAccess + Copy + Eq + Send + Sync + 'static {
     /// Size in bytes.
     const SIZE: u64;
     /// From little-endian bytes in the low end of a `u128`.

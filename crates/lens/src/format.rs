@@ -1,0 +1,183 @@
+//! How a line of the watch looks.
+
+use memory::{Access, AccessKind, Hpa};
+use std::fmt::{self, Write};
+use std::str::FromStr;
+
+/// How a line of the watch looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Format {
+    /// `watch r4 cpu0 rip … gva … gpa … hva … hpa … val …`
+    #[default]
+    Vitrine,
+    /// `helper_le_ldul_mmu eip: …, vaddr: …, haddr: …, Val: …`, named after what QEMU would have called for it.
+    Qemu,
+}
+
+impl FromStr for Format {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "vitrine" => Ok(Self::Vitrine),
+            "qemu" => Ok(Self::Qemu),
+            _ => Err(format!("{text:?} is not a format of watch lines; vitrine or qemu would be right")),
+        }
+    }
+}
+
+/// What is known of a host physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Host {
+    /// It is this.
+    Known(Hpa),
+    /// There is one, and it cannot be known.
+    Unknown,
+    /// There is none: a device answered.
+    None,
+}
+
+/// A number in hexadecimal, or a dash where there is none.
+struct OrDash(Option<u64>);
+
+impl fmt::Display for OrDash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(number) => write!(f, "{number:x}"),
+            None => f.write_str("-"),
+        }
+    }
+}
+
+impl Format {
+    /// Appends the line for `access`, with its newline.
+    pub(crate) fn line(self, line: &mut String, access: &Access, host: Host) -> fmt::Result {
+        let (gva, hva) = (OrDash(access.gva.map(|gva| gva.0)), OrDash(access.hva.map(|hva| hva.0)));
+        let Access { kind, origin, gpa, size, value, .. } = access;
+        match self {
+            Self::Vitrine => {
+                let kind = match kind {
+                    AccessKind::Read => "r",
+                    AccessKind::Write => "w",
+                    AccessKind::Fetch => "x",
+                    AccessKind::WalkRead => "pr",
+                    AccessKind::WalkWrite => "pw",
+                };
+                write!(
+                    line,
+                    "watch {kind}{size} cpu{} rip {:x} gva {gva} gpa {gpa:x} hva {hva} hpa ",
+                    origin.cpu, origin.rip
+                )?;
+                match host {
+                    Host::Known(hpa) => write!(line, "{hpa:x}")?,
+                    Host::Unknown => line.push('?'),
+                    Host::None => line.push('-'),
+                }
+                writeln!(line, " val {value:x}")
+            }
+            Self::Qemu => {
+                let helper = helper(*kind, *size);
+                writeln!(line, "{helper} eip: {:x}, vaddr: {gva}, haddr: {hva}, Val: {value:x}", origin.rip)
+            }
+        }
+    }
+}
+
+/// The helper that QEMU's TCG calls for such an access (QEMU 5, accel/tcg/cputlb.c; walks: target/i386). It knows
+/// powers of two only: others (instructions, parts of accesses that cross a page) get the next one's.
+fn helper(kind: AccessKind, size: u8) -> &'static str {
+    let names = match kind {
+        AccessKind::Read => {
+            ["helper_ret_ldub_mmu", "helper_le_lduw_mmu", "helper_le_ldul_mmu", "helper_le_ldq_mmu", "helper_ld16_mmu"]
+        }
+        AccessKind::Write => {
+            ["helper_ret_stb_mmu", "helper_le_stw_mmu", "helper_le_stl_mmu", "helper_le_stq_mmu", "helper_st16_mmu"]
+        }
+        AccessKind::Fetch => [
+            "helper_ret_ldb_cmmu",
+            "helper_le_ldw_cmmu",
+            "helper_le_ldl_cmmu",
+            "helper_le_ldq_cmmu",
+            "helper_le_ldq_cmmu",
+        ],
+        AccessKind::WalkRead => ["x86_ldub_phys", "x86_lduw_phys", "x86_ldl_phys", "x86_ldq_phys", "x86_ldq_phys"],
+        AccessKind::WalkWrite => ["x86_stb_phys", "x86_stw_phys", "x86_stl_phys", "x86_stq_phys", "x86_stq_phys"],
+    };
+    let [one, two, four, eight, more] = names;
+    match size {
+        0..=1 => one,
+        2 => two,
+        3..=4 => four,
+        5..=8 => eight,
+        _ => more,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use memory::{Gpa, Gva, Hva, Origin};
+
+    fn access() -> Access {
+        Access {
+            kind: AccessKind::Read,
+            origin: Origin { cpu: 0, rip: 0xffff_ffff_8116_a8cc },
+            gva: Some(Gva(0xffff_8880_07ed_ec80)),
+            gpa: Gpa(0x7ed_ec80),
+            hva: Some(Hva(0x7f08_4311_ec80)),
+            size: 4,
+            value: 0x736e_6f63,
+        }
+    }
+
+    fn line(format: Format, access: &Access, host: Host) -> String {
+        let mut line = String::new();
+        format.line(&mut line, access, host).unwrap();
+        line
+    }
+
+    #[test]
+    fn a_line_has_all_four_addresses() {
+        assert_eq!(
+            line(Format::Vitrine, &access(), Host::Known(Hpa(0x1_c2f7_ec80))),
+            "watch r4 cpu0 rip ffffffff8116a8cc gva ffff888007edec80 gpa 7edec80 \
+             hva 7f084311ec80 hpa 1c2f7ec80 val 736e6f63\n"
+        );
+    }
+
+    #[test]
+    fn what_is_not_there_is_a_dash_and_what_is_hidden_a_question_mark() {
+        let walk = Access { kind: AccessKind::WalkWrite, gva: None, size: 8, value: 0x63, ..access() };
+        assert_eq!(
+            line(Format::Vitrine, &walk, Host::Unknown),
+            "watch pw8 cpu0 rip ffffffff8116a8cc gva - gpa 7edec80 hva 7f084311ec80 hpa ? val 63\n"
+        );
+        let device = Access { kind: AccessKind::Write, hva: None, size: 1, value: 0, ..access() };
+        assert_eq!(
+            line(Format::Vitrine, &device, Host::None),
+            "watch w1 cpu0 rip ffffffff8116a8cc gva ffff888007edec80 gpa 7edec80 hva - hpa - val 0\n"
+        );
+    }
+
+    #[test]
+    fn the_other_format_is_that_of_a_patched_qemu() {
+        assert_eq!(
+            line(Format::Qemu, &access(), Host::Unknown),
+            "helper_le_ldul_mmu eip: ffffffff8116a8cc, vaddr: ffff888007edec80, haddr: 7f084311ec80, Val: 736e6f63\n"
+        );
+        let names =
+            [(1, "helper_ret_stb_mmu"), (2, "helper_le_stw_mmu"), (8, "helper_le_stq_mmu"), (16, "helper_st16_mmu")];
+        for (size, name) in names {
+            assert_eq!(helper(AccessKind::Write, size), name);
+        }
+        assert_eq!(helper(AccessKind::Read, 1), "helper_ret_ldub_mmu");
+        assert_eq!(helper(AccessKind::Read, 3), "helper_le_ldul_mmu");
+    }
+
+    #[test]
+    fn formats_have_names() {
+        assert_eq!("qemu".parse(), Ok(Format::Qemu));
+        assert_eq!("vitrine".parse(), Ok(Format::Vitrine));
+        assert!("json".parse::<Format>().unwrap_err().contains("vitrine or qemu"));
+    }
+}

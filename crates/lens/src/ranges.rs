@@ -1,0 +1,81 @@
+//! Sets of address ranges with kinds of access, asked quickly which of them overlap a given range.
+
+use crate::watch::Kinds;
+
+/// An address range, both ends included.
+#[derive(Clone, Copy, Debug)]
+struct Range {
+    first: u64,
+    last: u64,
+    kinds: Kinds,
+    /// The highest `last` of this range and all before it: no range up to here reaches further.
+    reach: u64,
+}
+
+/// Ranges in order of their first address.
+#[derive(Debug, Default)]
+pub(crate) struct Ranges(Vec<Range>);
+
+impl Ranges {
+    /// From (first address, last address, kinds).
+    pub(crate) fn new(ranges: impl IntoIterator<Item = (u64, u64, Kinds)>) -> Self {
+        let mut ranges: Vec<Range> =
+            ranges.into_iter().map(|(first, last, kinds)| Range { first, last, kinds, reach: last }).collect();
+        ranges.sort_by_key(|range| range.first);
+        let mut reach = 0;
+        for range in &mut ranges {
+            reach = range.last.max(reach);
+            range.reach = reach;
+        }
+        Self(ranges)
+    }
+
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The kinds of all ranges that have an address from `first` to `last`.
+    #[inline]
+    pub(crate) fn kinds(&self, first: u64, last: u64) -> Kinds {
+        let before = self.0.partition_point(|range| range.first <= last);
+        self.0
+            .get(..before)
+            .unwrap_or_default()
+            .iter()
+            .rev()
+            .take_while(|range| range.reach >= first)
+            .filter(|range| range.last >= first)
+            .fold(Kinds::default(), |kinds, range| kinds.or(range.kinds))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const R: Kinds = Kinds { read: true, write: false, fetch: false };
+    const W: Kinds = Kinds { read: false, write: true, fetch: false };
+    const X: Kinds = Kinds { read: false, write: false, fetch: true };
+    const NONE: Kinds = Kinds { read: false, write: false, fetch: false };
+
+    #[test]
+    fn edges_are_exact() {
+        let ranges = Ranges::new([(0x1000, 0x1003, R)]);
+        assert_eq!(ranges.kinds(0xff8, 0xfff), NONE);
+        assert_eq!(ranges.kinds(0xffd, 0x1000), R);
+        assert_eq!(ranges.kinds(0x1003, 0x1003), R);
+        assert_eq!(ranges.kinds(0x1004, 0x2000), NONE);
+        assert_eq!(ranges.kinds(0, u64::MAX), R);
+    }
+
+    #[test]
+    fn a_long_range_is_found_behind_short_ones() {
+        let ranges = Ranges::new([(0x30, 0x30, X), (0x10, 0x100, R), (0x20, 0x2f, W), (u64::MAX, u64::MAX, X)]);
+        assert_eq!(ranges.kinds(0x80, 0x80), R);
+        assert_eq!(ranges.kinds(0x2f, 0x30), R.or(W).or(X));
+        assert_eq!(ranges.kinds(0x101, 0x200), NONE);
+        assert_eq!(ranges.kinds(u64::MAX, u64::MAX), X);
+        assert_eq!(Ranges::default().kinds(0, u64::MAX), NONE);
+    }
+}

@@ -1,0 +1,56 @@
+//! Instruction fetches.
+
+use super::{FetchPage, MemoryFault, Mmu, Origin};
+use crate::Gva;
+use crate::map::Page;
+use crate::observe::AccessKind;
+use crate::tlb::WATCH;
+use crate::walk::Want;
+
+impl Mmu {
+    /// Translates for an instruction fetch in the current space.
+    ///
+    /// # Errors
+    /// The fault that the fetch raises.
+    pub fn fetch_page(&mut self, origin: Origin, gva: Gva) -> Result<FetchPage, MemoryFault> {
+        let hit = self.lookup(origin, self.space, gva, Want::Execute)?;
+        Ok(match hit.memory {
+            Page::Ram(hva) | Page::Rom(hva) if hit.flags == 0 => FetchPage::Memory(hva),
+            _ => FetchPage::Uncached,
+        })
+    }
+
+    /// Reads up to 15 instruction bytes at `gva`, as many as can be had before the end of the page; further pages
+    /// are up to the caller. The observer sees nothing from this; the CPU reports the fetch by
+    /// [`Mmu::observe_fetch`] once it knows the length.
+    ///
+    /// # Errors
+    /// The fault that the fetch raises.
+    pub fn fetch_bytes(&mut self, origin: Origin, gva: Gva, bytes: &mut [u8]) -> Result<usize, MemoryFault> {
+        let hit = self.lookup(origin, self.space, gva, Want::Execute)?;
+        let n = bytes.len().min(15).min((x86::PAGE_SIZE - gva.offset()) as usize);
+        if let Some(bytes) = bytes.get_mut(..n) {
+            self.read_piece(&hit, bytes);
+        }
+        Ok(n)
+    }
+
+    /// Reports an executed instruction's bytes to the observer, if its page is watched for fetches.
+    pub fn observe_fetch(&mut self, origin: Origin, gva: Gva, bytes: &[u8]) {
+        if self.observer.is_none() {
+            return;
+        }
+        let mut done = 0;
+        while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
+            let at = gva.wrapping_add(done as u64);
+            let n = rest.len().min((x86::PAGE_SIZE - at.offset()) as usize);
+            // The instruction was fetched from here just now, so that this rarely walks and hardly ever faults.
+            if let (Ok(hit), Some(piece)) = (self.lookup(origin, self.space, at, Want::Execute), rest.get(..n))
+                && hit.flags & WATCH != 0
+            {
+                self.report(AccessKind::Fetch, origin, &hit, piece);
+            }
+            done += n;
+        }
+    }
+}

@@ -1,0 +1,505 @@
+//! The complete path: hit or miss, MMIO, ROM, page crossings, code pages, observers.
+
+use super::{MemoryFault, Mmu, Origin, Space};
+use crate::hostmem::{self, HostAccess};
+use crate::map::Page;
+use crate::observe::{Access, AccessKind, Interest, Observer};
+use crate::tlb::{CODE, Entry, Full, INVALID, IO, ROM, WATCH};
+use crate::walk::{Tables, Want};
+use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
+use x86::{PAGE_OFFSET, PAGE_SIZE};
+
+/// The most bytes that one access reports at once.
+const REPORTED: usize = 16;
+
+/// A translated access within one page.
+#[derive(Clone, Copy)]
+pub(super) struct Hit {
+    pub gva: Gva,
+    pub gpa: Gpa,
+    pub memory: Page,
+    /// The slow-path flags of the comparator.
+    pub flags: u64,
+    pub watch: Interest,
+    /// Whose table it is in.
+    space: Space,
+}
+
+impl Hit {
+    /// The host address, where there is memory behind the whole page.
+    fn hva(&self) -> Option<Hva> {
+        match self.memory {
+            Page::Ram(hva) | Page::Rom(hva) => Some(hva.wrapping_add(self.gva.offset())),
+            Page::Io => None,
+        }
+    }
+}
+
+/// Guest memory as the page walker sees it.
+pub(super) struct MapTables<'a> {
+    map: &'a PhysicalMap,
+    observer: Option<(&'a dyn Observer, Origin)>,
+}
+
+impl<'a> MapTables<'a> {
+    /// Without an observer.
+    pub fn silent(map: &'a PhysicalMap) -> Self {
+        Self { map, observer: None }
+    }
+
+    fn report(&self, kind: AccessKind, gpa: Gpa, hva: Option<Hva>, size: u64, value: u64) {
+        if let Some((observer, origin)) = self.observer
+            && observer.wants_walks(gpa.page())
+        {
+            let value = u128::from(value);
+            observer.access(&Access { kind, origin, gva: None, gpa, hva, size: size as u8, value });
+        }
+    }
+}
+
+impl Tables for MapTables<'_> {
+    fn read(&mut self, gpa: Gpa, size: u64) -> u64 {
+        let gpa = self.map.gated(gpa.0);
+        let (hva, value) = match self.map.page(gpa) {
+            Page::Ram(page) | Page::Rom(page) => {
+                let hva = page.wrapping_add(gpa.offset());
+                // SAFETY: an entry is aligned, so it lies whole in the page, which is guest memory.
+                let value = unsafe { if size == 4 { u64::from(u32::load(hva.0, 0)) } else { u64::load(hva.0, 0) } };
+                (Some(hva), value)
+            }
+            Page::Io => (None, u64::MAX >> (64 - 8 * size)),
+        };
+        self.report(AccessKind::WalkRead, gpa, hva, size, value);
+        value
+    }
+
+    fn replace(&mut self, gpa: Gpa, size: u64, old: u64, new: u64) -> bool {
+        let gpa = self.map.gated(gpa.0);
+        let Page::Ram(page) = self.map.page(gpa) else { return true };
+        let hva = page.wrapping_add(gpa.offset());
+        // SAFETY: an entry is aligned, so it lies whole in the page, which is RAM.
+        let done = unsafe {
+            if size == 4 {
+                u32::compare_exchange(hva.0, old as u32, new as u32).is_ok()
+            } else {
+                u64::compare_exchange(hva.0, old, new).is_ok()
+            }
+        };
+        if done {
+            self.map.code().written(hva, size);
+            self.report(AccessKind::WalkWrite, gpa, Some(hva), size, new);
+        }
+        done
+    }
+}
+
+impl Mmu {
+    /// Finds or makes the TLB entry for an access to the page of `gva`.
+    pub(super) fn lookup(&mut self, origin: Origin, space: Space, gva: Gva, want: Want) -> Result<Hit, MemoryFault> {
+        let gva = self.paging.linear(gva);
+        let space = self.effective(space);
+        let (flags, full) = match self.tlb.probe(space, gva.page(), want) {
+            Some(found) => found,
+            None => self.miss(origin, space, gva, want)?,
+        };
+        let gpa = full.gpa.wrapping_add(gva.offset());
+        let mut hit = Hit { gva, gpa, memory: full.memory, flags, watch: full.watch, space };
+        if flags & CODE != 0
+            && let Page::Ram(hva) = full.memory
+            && !self.map.code().marked(hva)
+        {
+            // Somebody has overwritten the code: the page is plainly writable again.
+            self.tlb.unprotect(space, gva.page());
+            hit.flags &= !CODE;
+        }
+        Ok(hit)
+    }
+
+    #[cold]
+    fn miss(&mut self, origin: Origin, space: Space, gva: Gva, want: Want) -> Result<(u64, Full), MemoryFault> {
+        if !self.paging.canonical(gva) {
+            return Err(MemoryFault::NonCanonical);
+        }
+        let suits =
+            |full: &Full| (full.rights.dirty || want != Want::Write) && self.paging.allows(full.rights, space, want);
+        let full = match self.tlb.known(space, gva.page()).filter(suits) {
+            Some(full) => full,
+            None => self.walk(origin, space, gva, want)?,
+        };
+        let entry = self.derive(space, &full);
+        let flags = entry.comparator(want) & PAGE_OFFSET;
+        self.tlb.fill(space, entry, full);
+        self.renew();
+        Ok((flags, full))
+    }
+
+    fn walk(&mut self, origin: Origin, space: Space, gva: Gva, want: Want) -> Result<Full, MemoryFault> {
+        self.tlb.stats.walks += 1;
+        let observer = self.observer.as_deref();
+        let mut tables = MapTables { map: &self.map, observer: observer.map(|observer| (observer, origin)) };
+        let translation = match self.paging.walk(&mut tables, gva, space, want) {
+            Ok(translation) => translation,
+            Err(fault) => {
+                self.tlb.stats.faults += 1;
+                tracing::debug!(target: "mmu", "rip {:x} {want:?} {:x} {space:?}: {fault:?}", origin.rip, gva);
+                return Err(fault);
+            }
+        };
+        let gpa = self.map.gated(translation.gpa.page().0);
+        let gva = gva.page();
+        Ok(Full {
+            gva,
+            gpa,
+            memory: self.map.page(gpa),
+            rights: translation.rights,
+            shift: translation.shift as u8,
+            watch: observer.map(|observer| observer.interest(gva, gpa)).unwrap_or_default(),
+        })
+    }
+
+    /// The TLB entry for a page in `space`: what is allowed there now, and what must be slow.
+    fn derive(&self, space: Space, full: &Full) -> Entry {
+        let Full { gva, memory, rights, watch, .. } = *full;
+        let io = if memory == Page::Io { IO } else { 0 };
+        let flag = |on: bool, flag: u64| if on { flag } else { 0 };
+        let comparator = |want: Want, flags: u64| {
+            if self.paging.allows(rights, space, want) { gva.0 | io | flags } else { u64::MAX }
+        };
+        let write_flags = match memory {
+            Page::Ram(hva) => flag(self.map.code().marked(hva), CODE),
+            Page::Rom(_) => ROM,
+            Page::Io => 0,
+        };
+        // A read-modify-write goes by the write comparator alone, so that a watch for reads must show there too.
+        let write_flags = write_flags | flag(watch.write || watch.read, WATCH) | flag(!rights.dirty, INVALID);
+        let addend = match memory {
+            Page::Ram(hva) | Page::Rom(hva) => hva.0.wrapping_sub(gva.0),
+            Page::Io => 0,
+        };
+        Entry {
+            read: comparator(Want::Read, flag(watch.read, WATCH)),
+            write: comparator(Want::Write, write_flags),
+            execute: comparator(Want::Execute, flag(watch.fetch, WATCH)),
+            addend,
+        }
+    }
+
+    /// Translates an access of `len` (1 to 4096) bytes that may cross into a second page: the first page's part, and
+    /// if there is one the second's, with how many bytes lie in the first.
+    fn span(
+        &mut self,
+        origin: Origin,
+        space: Space,
+        gva: Gva,
+        len: usize,
+        want: Want,
+    ) -> Result<(Hit, Option<Hit>, usize), MemoryFault> {
+        let left = (PAGE_SIZE - gva.offset()) as usize;
+        if len <= left {
+            return Ok((self.lookup(origin, space, gva, want)?, None, len));
+        }
+        let next = gva.page().wrapping_add(PAGE_SIZE);
+        // Canonical form is checked for the whole access before any page is.
+        if !self.paging.canonical(self.paging.linear(next)) {
+            return Err(MemoryFault::NonCanonical);
+        }
+        let first = self.lookup(origin, space, gva, want)?;
+        let second = self.lookup(origin, space, next, want)?;
+        Ok((first, Some(second), left))
+    }
+
+    /// Reads within one page, reporting nothing.
+    pub(super) fn read_piece(&self, hit: &Hit, bytes: &mut [u8]) {
+        match hit.hva() {
+            // SAFETY: the bytes lie in one page, all of which is guest memory.
+            Some(hva) => unsafe { hostmem::read_bytes(hva.0, bytes) },
+            None => {
+                let mut rest = bytes;
+                let mut gpa = hit.gpa;
+                while let n @ 1.. = piece(gpa, rest.len())
+                    && let Some((now, later)) = rest.split_at_mut_checked(n)
+                {
+                    now.copy_from_slice(&self.map.io_read(self.cpu, gpa, n).to_le_bytes()[..n]);
+                    (rest, gpa) = (later, gpa.wrapping_add(n as u64));
+                }
+            }
+        }
+    }
+
+    /// Writes within one page, reporting nothing.
+    fn write_piece(&mut self, hit: &Hit, bytes: &[u8]) {
+        match (hit.memory, hit.hva()) {
+            (Page::Ram(_), Some(hva)) if hit.flags & CODE == 0 => {
+                // SAFETY: the bytes lie in one page, all of which is RAM.
+                unsafe { hostmem::write_bytes(hva.0, bytes) };
+            }
+            (Page::Ram(_), Some(hva)) => {
+                let mut old = [0; REPORTED];
+                for (i, chunk) in (0..).zip(bytes.chunks(REPORTED)) {
+                    let at = hva.wrapping_add(i * REPORTED as u64);
+                    let Some(old) = old.get_mut(..chunk.len()) else { continue };
+                    // SAFETY: as above.
+                    unsafe {
+                        hostmem::read_bytes(at.0, old);
+                        hostmem::write_bytes(at.0, chunk);
+                    }
+                    if *old != *chunk {
+                        self.wrote_code(hit, at, chunk.len() as u64);
+                    }
+                }
+            }
+            (Page::Io, _) => {
+                let mut rest = bytes;
+                let mut gpa = hit.gpa;
+                while let n @ 1.. = piece(gpa, rest.len())
+                    && let Some((now, later)) = rest.split_at_checked(n)
+                {
+                    let mut value = [0; 8];
+                    value[..n].copy_from_slice(now);
+                    self.map.io_write(self.cpu, gpa, n, u64::from_le_bytes(value));
+                    (rest, gpa) = (later, gpa.wrapping_add(n as u64));
+                }
+            }
+            _ => tracing::debug!(target: "guest_errors", "write to ROM at {:#x}", hit.gpa.0),
+        }
+    }
+
+    /// After a change to `len` bytes at `hva` in a page with the [`CODE`] flag.
+    fn wrote_code(&mut self, hit: &Hit, hva: Hva, len: u64) {
+        if self.map.code().written(hva, len) {
+            self.tlb.unprotect(hit.space, hit.gva.page());
+        }
+    }
+
+    /// Tells the observer of an access within one page that was made, in pieces of 16 bytes.
+    #[cold]
+    pub(super) fn report(&self, kind: AccessKind, origin: Origin, hit: &Hit, bytes: &[u8]) {
+        let Some(observer) = &self.observer else { return };
+        for (i, chunk) in (0..).zip(bytes.chunks(REPORTED)) {
+            let mut value = [0; REPORTED];
+            value[..chunk.len()].copy_from_slice(chunk);
+            let offset = i * REPORTED as u64;
+            let gpa = hit.gpa.wrapping_add(offset);
+            observer.access(&Access {
+                kind,
+                origin,
+                gva: Some(hit.gva.wrapping_add(offset)),
+                gpa,
+                hva: self.map.hva_of(gpa),
+                size: chunk.len() as u8,
+                value: u128::from_le_bytes(value),
+            });
+        }
+    }
+
+    fn report_read(&self, origin: Origin, hit: &Hit, bytes: &[u8]) {
+        if hit.watch.read {
+            self.report(AccessKind::Read, origin, hit, bytes);
+        }
+    }
+
+    fn report_write(&self, origin: Origin, hit: &Hit, bytes: &[u8]) {
+        if hit.watch.write {
+            self.report(AccessKind::Write, origin, hit, bytes);
+        }
+    }
+
+    /// Reads a scalar: hit or miss, MMIO, ROM, page-crossing, observers.
+    ///
+    /// # Errors
+    /// The fault that the access raises.
+    #[cold]
+    pub fn read<T: Scalar>(&mut self, origin: Origin, space: Space, gva: Gva) -> Result<T, MemoryFault> {
+        if gva.offset() + T::SIZE <= PAGE_SIZE {
+            let hit = self.lookup(origin, space, gva, Want::Read)?;
+            if let Some(hva) = hit.hva() {
+                // SAFETY: the bytes lie in one page, all of which is guest memory.
+                let value: T = unsafe { T::load(hva.0, 0) };
+                self.report_read(origin, &hit, le(&value.to_wide().to_le_bytes(), T::SIZE));
+                return Ok(value);
+            }
+        }
+        let mut bytes = [0; 16];
+        self.read_bytes_slow(origin, space, gva, &mut bytes[..size_of::<T>()])?;
+        Ok(T::from_wide(u128::from_le_bytes(bytes)))
+    }
+
+    /// Writes a scalar: hit or miss, MMIO, ROM, page-crossing, code pages, observers. A page-crossing write checks
+    /// both pages before it changes either.
+    ///
+    /// # Errors
+    /// The fault that the access raises.
+    #[cold]
+    pub fn write<T: Scalar>(&mut self, origin: Origin, space: Space, gva: Gva, value: T) -> Result<(), MemoryFault> {
+        let wide = value.to_wide().to_le_bytes();
+        let bytes = le(&wide, T::SIZE);
+        if gva.offset() + T::SIZE <= PAGE_SIZE {
+            let hit = self.lookup(origin, space, gva, Want::Write)?;
+            if let (Page::Ram(_), Some(hva)) = (hit.memory, hit.hva()) {
+                // SAFETY: the bytes lie in one page, all of which is RAM.
+                let old: T = unsafe { T::load(hva.0, 0) };
+                // SAFETY: as above.
+                unsafe { T::store(hva.0, 0, value) };
+                if hit.flags & CODE != 0 && old != value {
+                    self.wrote_code(&hit, hva, T::SIZE);
+                }
+                self.report_write(origin, &hit, bytes);
+                return Ok(());
+            }
+        }
+        self.write_bytes_slow(origin, space, gva, bytes)
+    }
+
+    /// Gives the value that was replaced. `f` as for [`Mmu::update`].
+    #[cold]
+    #[inline(never)]
+    pub(super) fn update_slow<T: Scalar>(
+        &mut self,
+        origin: Origin,
+        gva: Gva,
+        locked: bool,
+        f: &mut dyn FnMut(T) -> T,
+    ) -> Result<T, MemoryFault> {
+        let (first, second, left) = self.span(origin, self.space, gva, size_of::<T>(), Want::Write)?;
+        if let (None, Page::Ram(_), Some(hva)) = (second, first.memory, first.hva()) {
+            let (old, new) = if locked {
+                let change = |old| {
+                    let new = f(old);
+                    (new, (old, new))
+                };
+                // SAFETY: the bytes lie in one page, all of which is RAM.
+                unsafe { hostmem::update_locked(hva.0, change) }
+            } else {
+                // SAFETY: as above.
+                let old = unsafe { T::load(hva.0, 0) };
+                let new = f(old);
+                // SAFETY: as above.
+                unsafe { T::store(hva.0, 0, new) };
+                (old, new)
+            };
+            if first.flags & CODE != 0 && old != new {
+                self.wrote_code(&first, hva, T::SIZE);
+            }
+            self.report_read(origin, &first, le(&old.to_wide().to_le_bytes(), T::SIZE));
+            self.report_write(origin, &first, le(&new.to_wide().to_le_bytes(), T::SIZE));
+            return Ok(old);
+        }
+        let mut bytes = [0; 16];
+        let size = size_of::<T>();
+        let (low, high) = bytes[..size].split_at_mut(left);
+        self.read_piece(&first, low);
+        self.report_read(origin, &first, low);
+        if let Some(second) = &second {
+            self.read_piece(second, high);
+            self.report_read(origin, second, high);
+        }
+        let old = T::from_wide(u128::from_le_bytes(bytes));
+        let bytes = f(old).to_wide().to_le_bytes();
+        let (low, high) = bytes[..size].split_at(left);
+        self.write_piece(&first, low);
+        self.report_write(origin, &first, low);
+        if let Some(second) = &second {
+            self.write_piece(second, high);
+            self.report_write(origin, second, high);
+        }
+        Ok(old)
+    }
+
+    #[cold]
+    pub(super) fn read_bytes_slow(
+        &mut self,
+        origin: Origin,
+        space: Space,
+        gva: Gva,
+        bytes: &mut [u8],
+    ) -> Result<(), MemoryFault> {
+        if bytes.len() > PAGE_SIZE as usize {
+            self.probe_from(origin, space, gva, bytes.len() as u64, false)?;
+        }
+        for (i, part) in (0..).zip(bytes.chunks_mut(PAGE_SIZE as usize)) {
+            let gva = gva.wrapping_add(i * PAGE_SIZE);
+            let (first, second, left) = self.span(origin, space, gva, part.len(), Want::Read)?;
+            let (low, high) = part.split_at_mut(left);
+            self.read_piece(&first, low);
+            self.report_read(origin, &first, low);
+            if let Some(second) = &second {
+                self.read_piece(second, high);
+                self.report_read(origin, second, high);
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    pub(super) fn write_bytes_slow(
+        &mut self,
+        origin: Origin,
+        space: Space,
+        gva: Gva,
+        bytes: &[u8],
+    ) -> Result<(), MemoryFault> {
+        if bytes.len() > PAGE_SIZE as usize {
+            self.probe_from(origin, space, gva, bytes.len() as u64, true)?;
+        }
+        for (i, part) in (0..).zip(bytes.chunks(PAGE_SIZE as usize)) {
+            let gva = gva.wrapping_add(i * PAGE_SIZE);
+            let (first, second, left) = self.span(origin, space, gva, part.len(), Want::Write)?;
+            let (low, high) = part.split_at(left);
+            self.write_piece(&first, low);
+            self.report_write(origin, &first, low);
+            if let Some(second) = &second {
+                self.write_piece(second, high);
+                self.report_write(origin, second, high);
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that `len` bytes may be written (or read) now, with all side effects of the walk but no data access.
+    ///
+    /// # Errors
+    /// The fault that the access would raise.
+    pub fn probe(&mut self, space: Space, gva: Gva, len: u64, write: bool) -> Result<(), MemoryFault> {
+        self.probe_from(Origin { cpu: self.cpu as u32, rip: 0 }, space, gva, len, write)
+    }
+
+    /// As [`Mmu::probe`], for an observer of the walk that wants to know the instruction.
+    ///
+    /// # Errors
+    /// The fault that the access would raise.
+    pub fn probe_from(
+        &mut self,
+        origin: Origin,
+        space: Space,
+        gva: Gva,
+        len: u64,
+        write: bool,
+    ) -> Result<(), MemoryFault> {
+        let want = if write { Want::Write } else { Want::Read };
+        let mut done = 0;
+        while done < len {
+            let at = gva.wrapping_add(done);
+            self.lookup(origin, space, at, want)?;
+            done += (PAGE_SIZE - at.offset()).min(len - done);
+        }
+        Ok(())
+    }
+}
+
+/// The first `size` bytes.
+fn le(bytes: &[u8; 16], size: u64) -> &[u8] {
+    bytes.get(..size as usize).unwrap_or(bytes)
+}
+
+/// How many bytes of an access to what is not plain memory go to it at once: an access of 1, 2, 4 or 8 bytes as it
+/// is, others in naturally aligned pieces. 0: nothing is left.
+fn piece(gpa: Gpa, left: usize) -> usize {
+    match left {
+        0 | 1 | 2 | 4 | 8 => left,
+        _ => {
+            let aligned = 1usize << gpa.0.trailing_zeros().min(3);
+            let largest = 1usize << left.ilog2().min(3);
+            aligned.min(largest)
+        }
+    }
+}

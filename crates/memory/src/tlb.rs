@@ -1,0 +1,352 @@
+//! The softmmu TLB: what a vCPU remembers of its page walks.
+//!
+//! One direct-mapped main table for each PCID kept and each [`Space`], with a small fully associative victim table
+//! behind it. An entry has a comparator each for reading, writing and executing. Its upper bits are the page
+//! address, its low twelve bits are zero or say why the access must take the slow path, so that one compare with
+//! `gva & !0xfff` decides:
+//!
+//! | bit | meaning |
+//! |---|---|
+//! | [`INVALID`] | no such access: not cached, not allowed, or (for writes) the page is not yet dirty |
+//! | [`IO`] | not plain memory: the physical map dispatches each access |
+//! | [`ROM`] | (write) memory that ignores writes |
+//! | [`CODE`] | (write) the page holds decoded code |
+//! | [`WATCH`] | an observer wants to see the access |
+//!
+//! Entries are derived: comparators follow from the page's own rights ([`Full`]) and the control registers. What
+//! changes only the registers' part therefore drops tables without forgetting translations of global pages, which
+//! live in a store of their own and are consulted before a walk. So do the tables of the same context's other
+//! spaces, since a hardware TLB keeps one translation for all privilege levels.
+//!
+//! Invalidations (SDM vol. 3A, 4.10.4; APM vol. 2, 5.5) may always drop more than is asked, never less. An entry is
+//! for 4 KiB even when the page is larger; [`LargePages`] remembers which large pages have entries, so that INVLPG
+//! finds all of them.
+
+use crate::map::Page;
+use crate::mmu::Space;
+use crate::observe::Interest;
+use crate::walk::{Rights, Want};
+use crate::{Gpa, Gva, Hva};
+
+mod table;
+pub use table::{Entry, View};
+use table::{LargePages, Table};
+
+/// The comparator matches nothing.
+pub const INVALID: u64 = 1 << 11;
+/// The page is not plain memory.
+pub const IO: u64 = 1 << 0;
+/// The page ignores writes.
+pub const ROM: u64 = 1 << 1;
+/// The page holds decoded code.
+pub const CODE: u64 = 1 << 2;
+/// An observer wants to see the access.
+pub const WATCH: u64 = 1 << 3;
+
+/// How many PCIDs have tables.
+const CONTEXTS: usize = 8;
+/// Entries in the store of global pages.
+const GLOBALS: usize = 4096;
+
+/// What is known of a cached 4 KiB page, beside what the fast path needs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Full {
+    /// Page address.
+    pub gva: Gva,
+    /// Page address, A20 gate applied.
+    pub gpa: Gpa,
+    pub memory: Page,
+    pub rights: Rights,
+    /// log2 of the size of the page that the tables map.
+    pub shift: u8,
+    pub watch: Interest,
+}
+
+/// How often the slow path found what where. Hits of the fast path are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Found in the main table: slow for another reason (flags, page crossing, byte runs).
+    pub hits: u64,
+    /// Found in the victim table.
+    pub victim_hits: u64,
+    /// Found in the table of another space of the same context.
+    pub shared_hits: u64,
+    /// Found in the store of global pages.
+    pub global_hits: u64,
+    /// Walks of the page tables, and how many of them ended in a fault.
+    pub walks: u64,
+    /// Walks that ended in a fault.
+    pub faults: u64,
+    /// Pages invalidated by INVLPG and INVPCID.
+    pub page_flushes: u64,
+    /// Contexts (PCIDs) flushed.
+    pub context_flushes: u64,
+    /// Flushes of everything, global pages included.
+    pub full_flushes: u64,
+    /// Main tables that grew.
+    pub grown: u64,
+}
+
+/// The tables of one PCID.
+#[derive(Debug, Default)]
+struct Context {
+    pcid: u16,
+    last_used: u64,
+    spaces: [Table; 3],
+}
+
+/// Translations of global pages, whatever the context. Emptied by counting up `generation`.
+#[derive(Debug)]
+struct Globals {
+    slots: Vec<(u64, Full)>,
+    generation: u64,
+    large: LargePages,
+}
+
+impl Globals {
+    fn index(gva: Gva) -> usize {
+        (gva.0 >> x86::PAGE_SHIFT) as usize % GLOBALS
+    }
+
+    fn get(&self, page: Gva) -> Option<Full> {
+        let (generation, full) = self.slots.get(Self::index(page))?;
+        (*generation == self.generation && full.gva == page).then_some(*full)
+    }
+
+    fn insert(&mut self, full: Full) {
+        if self.slots.is_empty() {
+            self.slots = vec![(0, full); GLOBALS];
+        }
+        if let Some(slot) = self.slots.get_mut(Self::index(full.gva)) {
+            *slot = (self.generation, full);
+            self.large.insert(&full);
+        }
+    }
+
+    fn clear(&mut self) {
+        self.generation += 1;
+        self.large.clear();
+    }
+
+    fn invalidate(&mut self, gva: Gva) {
+        for (first, count, shift) in self.large.ranges(gva, GLOBALS) {
+            for i in 0..count {
+                if let Some(slot) = self.slots.get_mut((Self::index(first) + i) % GLOBALS)
+                    && LargePages::same(&slot.1, gva, shift)
+                {
+                    slot.0 = 0;
+                }
+            }
+        }
+        if let Some(slot) = self.slots.get_mut(Self::index(gva))
+            && slot.1.gva == gva.page()
+        {
+            slot.0 = 0;
+        }
+    }
+}
+
+/// All of a vCPU's tables.
+#[derive(Debug)]
+pub(crate) struct Tlb {
+    contexts: [Context; CONTEXTS],
+    current: usize,
+    clock: u64,
+    globals: Globals,
+    /// A Bloom filter of host pages that may have a plain write comparator: see [`Tlb::protect`].
+    writable: Box<[u64; 128]>,
+    /// Protection keys of which entries may be cached, user and supervisor pages alike.
+    keys: u16,
+    pub stats: Stats,
+}
+
+impl Tlb {
+    pub fn new() -> Self {
+        Self {
+            contexts: Default::default(),
+            current: 0,
+            clock: 0,
+            globals: Globals { slots: Vec::new(), generation: 1, large: LargePages::default() },
+            writable: Box::new([0; 128]),
+            keys: 0,
+            stats: Stats::default(),
+        }
+    }
+
+    /// The current context's main table for `space`. Outdated by anything that takes `&mut self`.
+    pub fn view(&self, space: Space) -> View {
+        self.contexts[self.current].spaces[space as usize].view()
+    }
+
+    fn table(&mut self, space: Space) -> &mut Table {
+        &mut self.contexts[self.current].spaces[space as usize]
+    }
+
+    /// The comparator's flags and the rest, if `want` is cached as possible for `page` in `space`.
+    pub fn probe(&mut self, space: Space, page: Gva, want: Want) -> Option<(u64, Full)> {
+        let table = &mut self.contexts[self.current].spaces[space as usize];
+        if let Some(found) = table.find(page, want) {
+            self.stats.hits += 1;
+            return Some(found);
+        }
+        let found = table.recall(page, want)?;
+        self.stats.victim_hits += 1;
+        Some(found)
+    }
+
+    /// What is cached of `page` in another space of this context, or as a global page. Rights are not checked.
+    pub fn known(&mut self, space: Space, page: Gva) -> Option<Full> {
+        let context = &self.contexts[self.current];
+        let others = (0..3).filter(|other| *other != space as usize);
+        let shared = others.filter_map(|other| context.spaces.get(other)?.any(page)).next();
+        if shared.is_some() {
+            self.stats.shared_hits += 1;
+            return shared;
+        }
+        let global = self.globals.get(page)?;
+        self.stats.global_hits += 1;
+        Some(global)
+    }
+
+    /// Caches an entry in the current context, in place of any for the same page.
+    pub fn fill(&mut self, space: Space, entry: Entry, full: Full) {
+        self.note_writable(&entry, &full);
+        self.keys |= 1 << (full.rights.key & 15);
+        if full.rights.global {
+            self.globals.insert(full);
+        }
+        if self.table(space).fill(entry, full) {
+            self.stats.grown += 1;
+        }
+    }
+
+    /// Makes the context of `pcid` the current one. Whether it had been kept since it was last current.
+    pub fn select(&mut self, pcid: u16) -> bool {
+        self.clock += 1;
+        let found = self.contexts.iter().position(|context| context.pcid == pcid && context.last_used > 0);
+        let oldest = || (0..CONTEXTS).min_by_key(|i| self.contexts.get(*i).map_or(0, |context| context.last_used));
+        self.current = found.or_else(oldest).unwrap_or(0);
+        if found.is_none() {
+            self.flush_context(self.current);
+        }
+        let context = &mut self.contexts[self.current];
+        context.pcid = pcid;
+        context.last_used = self.clock;
+        found.is_some()
+    }
+
+    fn flush_context(&mut self, index: usize) {
+        if let Some(context) = self.contexts.get_mut(index) {
+            context.spaces.iter_mut().for_each(Table::flush);
+        }
+        if self.contexts.iter().flat_map(|context| &context.spaces).all(Table::is_clean) {
+            self.writable.fill(0);
+            self.keys = 0;
+        }
+    }
+
+    /// Drops the current context's entries; global pages stay known.
+    pub fn flush_current(&mut self) {
+        self.stats.context_flushes += 1;
+        self.flush_context(self.current);
+    }
+
+    /// Drops the entries of `pcid`; global pages stay known.
+    pub fn flush_pcid(&mut self, pcid: u16) {
+        self.stats.context_flushes += 1;
+        if let Some(index) = self.contexts.iter().position(|context| context.pcid == pcid && context.last_used > 0) {
+            self.flush_context(index);
+        }
+    }
+
+    /// Drops the entries of all contexts; global pages stay known.
+    pub fn flush_derived(&mut self) {
+        self.stats.context_flushes += 1;
+        (0..CONTEXTS).for_each(|index| self.flush_context(index));
+    }
+
+    /// Drops everything.
+    pub fn flush_all(&mut self) {
+        self.stats.full_flushes += 1;
+        (0..CONTEXTS).for_each(|index| self.flush_context(index));
+        self.globals.clear();
+    }
+
+    /// INVLPG: drops the page that holds `gva` from every context, and as a global page. (Other contexts need not
+    /// lose entries that are not global; telling those apart would cost more than refilling them.)
+    pub fn invalidate(&mut self, gva: Gva) {
+        self.stats.page_flushes += 1;
+        self.globals.invalidate(gva);
+        for table in self.contexts.iter_mut().flat_map(|context| &mut context.spaces) {
+            table.invalidate(gva);
+        }
+    }
+
+    /// INVPCID of one address: drops the page that holds `gva` from one context.
+    pub fn invalidate_in(&mut self, pcid: u16, gva: Gva) {
+        self.stats.page_flushes += 1;
+        for context in self.contexts.iter_mut().filter(|context| context.pcid == pcid) {
+            context.spaces.iter_mut().for_each(|table| table.invalidate(gva));
+        }
+    }
+
+    /// Drops entries of user (or supervisor) pages whose protection key is in the set `keys`, in every context.
+    pub fn invalidate_keys(&mut self, keys: u16, user: bool) {
+        if self.keys & keys == 0 {
+            return;
+        }
+        let affected = |full: &Full| full.rights.user == user && keys >> (full.rights.key & 15) & 1 != 0;
+        for table in self.contexts.iter_mut().flat_map(|context| &mut context.spaces) {
+            table.for_each(|entry, full| {
+                if affected(full) {
+                    entry.invalidate();
+                }
+            });
+        }
+    }
+
+    fn filter(hva: Hva) -> (usize, u64) {
+        let hash = (hva.0 >> x86::PAGE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        ((hash >> 57) as usize, 1 << (hash >> 51 & 63))
+    }
+
+    fn note_writable(&mut self, entry: &Entry, full: &Full) {
+        if let Page::Ram(hva) = full.memory
+            && entry.write & (INVALID | CODE) == 0
+        {
+            let (word, bit) = Self::filter(hva);
+            self.writable[word] |= bit;
+        }
+    }
+
+    /// Puts the [`CODE`] flag into all write comparators for the page at `hva`. Most pages that get decoded code
+    /// have no write comparator anywhere: the filter spares them the search.
+    pub fn protect(&mut self, hva: Hva) {
+        let (word, bit) = Self::filter(hva.page());
+        if self.writable[word] & bit == 0 {
+            return;
+        }
+        for table in self.contexts.iter_mut().flat_map(|context| &mut context.spaces) {
+            table.for_each(|entry, full| {
+                if full.memory == Page::Ram(hva.page()) {
+                    entry.write |= CODE;
+                }
+            });
+        }
+    }
+
+    /// Takes the [`CODE`] flag off the write comparator for `page` in the current context.
+    pub fn unprotect(&mut self, space: Space, page: Gva) {
+        if let Some((entry, full)) = self.table(space).unprotect(page) {
+            self.note_writable(&entry, &full);
+        }
+    }
+
+    #[cfg(test)]
+    pub fn size(&self, space: Space) -> usize {
+        self.contexts[self.current].spaces[space as usize].size()
+    }
+}
+
+#[cfg(test)]
+mod tests;
