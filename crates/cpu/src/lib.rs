@@ -12,3 +12,7 @@ pub mod state;
 
 pub use hooks::{Clock, LocalApic, PortIo, Signals};
 pub use state::Cpu;
+
+pub mod msr;
+#[cfg(test)]
+mod testing;

@@ -93,13 +93,7 @@ impl Cpu {
     }
 
     /// Writes operand `n` (register or memory) of `size` bytes (1, 2, 4, 8).
-    pub fn write_operand(
-        &mut self,
-        instruction: &Instruction,
-        n: u32,
-        size: u64,
-        value: u64,
-    ) -> Result<(), Exception> {
+    pub fn write_operand(&mut self, instruction: &Instruction, n: u32, size: u64, value: u64) -> Result<(), Exception> {
         if instruction.op_kind(n) == OpKind::Register {
             self.write_reg(instruction.op_register(n), value);
             return Ok(());
@@ -160,7 +154,8 @@ pub fn address_mask(instruction: &Instruction) -> u64 {
         (Register::None, index) => index,
         (base, _) => base,
     };
-    match if register.is_gpr() || register.is_ip() { register.size() } else { instruction.memory_displ_size() as usize } {
+    match if register.is_gpr() || register.is_ip() { register.size() } else { instruction.memory_displ_size() as usize }
+    {
         2 => 0xffff,
         4 => 0xffff_ffff,
         _ => u64::MAX,

@@ -84,7 +84,12 @@ pub struct Msrs {
     pub xss: u64,
     pub mcg_status: u64,
     pub mcg_ctl: u64,
-    pub mc_banks: [u64; 16],
+    pub syscfg: u64,
+    pub hwcr: u64,
+    pub nb_cfg: u64,
+    pub mmio_config_base: u64,
+    /// AMD's C001_1020h–C001_102Fh: chicken bits, kept as written.
+    pub amd_config: [u64; 16],
 }
 
 /// What blocks interrupts (and single-step traps) for one instruction.

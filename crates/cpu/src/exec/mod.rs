@@ -20,6 +20,10 @@ pub enum Flow {
     Halt,
 }
 
+pub mod control;
+pub mod syscall;
+pub mod system;
+
 /// A handler for an instruction that is rare or large: it looks at the decoded instruction itself.
 /// While it runs `regs[RIP]` is the instruction's own address, `instruction.next_ip()` is meaningless (blocks are keyed
 /// by physical address): use `cpu.next_rip(instruction)`.
