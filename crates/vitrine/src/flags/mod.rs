@@ -11,10 +11,13 @@ pub mod values;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 
-use values::{Accel, Board, CpuChoice, DebugConsole, Device, LogItems, Nothing, Serial};
+use cpu::cpuid::Model;
+use lens::{Format, Watch};
+use values::{Accel, Board, DebugConsole, Device, LogItems, Nothing, Serial};
 
 /// A command line that has been understood.
 #[derive(Debug)]
@@ -48,7 +51,7 @@ pub struct Flags {
     pub memory: Option<u64>,
     /// processor: max (default) or qemu64, then ,+feature or ,-feature
     #[arg(long, value_name = "MODEL", value_parser = values::cpu)]
-    pub cpu: Option<CpuChoice>,
+    pub cpu: Option<Model>,
     /// number of processors: 1 for now
     #[arg(long, value_name = "[cpus=]N", value_parser = values::smp)]
     pub smp: Option<u32>,
@@ -83,11 +86,11 @@ pub struct Flags {
     pub no_shutdown: bool,
 
     /// print each access that touches these bytes: [r|w|x|rw]:[gpa:]ADDR[+LEN], hexadecimal (repeatable)
-    #[arg(long, value_name = "WHAT")]
-    pub watch: Vec<String>,
+    #[arg(long, value_name = "WHAT", value_parser = values::watch)]
+    pub watch: Vec<Watch>,
     /// form of these lines: vitrine (default) or qemu
-    #[arg(long, value_name = "FORM")]
-    pub watch_format: Option<String>,
+    #[arg(long, value_name = "FORM", value_parser = Format::from_str)]
+    pub watch_format: Option<Format>,
     /// write these lines to FILE rather than to stderr
     #[arg(long, value_name = "FILE")]
     pub watch_log: Option<PathBuf>,

@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+use cpu::cpuid::{Model, ModelError};
+use lens::{Watch, WatchError};
+use machine::{BoardKind, DebugExitPorts};
+
 const MIB: u64 = 1 << 20;
 /// The least memory that the smallest of guests can start in.
 const MEMORY_LEAST: u64 = 2 * MIB;
@@ -47,16 +51,6 @@ pub enum Accel {
     Interp,
 }
 
-/// Which board.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum BoardKind {
-    /// QEMU's `pc`.
-    #[default]
-    Pc,
-    /// QEMU's `q35`.
-    Q35,
-}
-
 /// The value of `-machine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Board {
@@ -66,35 +60,11 @@ pub struct Board {
     pub accel: Option<Accel>,
 }
 
-/// A processor model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CpuModel {
-    /// All that the host has and Vitrine passes through.
-    #[default]
-    Max,
-    /// QEMU's least x86-64.
-    Qemu64,
-}
-
-/// The value of `-cpu`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct CpuChoice {
-    /// The model to start from.
-    pub model: CpuModel,
-    /// Features added (`true`) or taken away, in order.
-    pub features: Vec<(String, bool)>,
-}
-
 /// The value of `-device`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Device {
     /// `isa-debug-exit`.
-    DebugExit {
-        /// First port.
-        iobase: u16,
-        /// Number of ports.
-        iosize: u16,
-    },
+    DebugExit(DebugExitPorts),
 }
 
 /// The value of `-d`.
@@ -126,7 +96,10 @@ pub fn help(id: &str, value: &str) -> Option<String> {
         }
         "cpu" => (
             "Available CPUs (features are added and taken away by name: max,-avx2):",
-            &[("max", "all that the host has and Vitrine passes through (default)"), ("qemu64", "QEMU's least x86-64")],
+            &[
+                ("max", "all that the host has and Vitrine passes through (default)"),
+                ("qemu64", "what QEMU's has: the least x86-64"),
+            ],
         ),
         _ => return None,
     };
@@ -173,32 +146,14 @@ fn size(text: &str) -> Option<u64> {
     Some(u64::try_from(bytes).unwrap_or(u64::MAX))
 }
 
-/// `max` or `qemu64`, then `,+feature`, `,-feature`, `,feature=on` or `,feature=off`.
-pub fn cpu(text: &str) -> Result<CpuChoice, String> {
-    let mut parts = text.split(',');
-    let model = match parts.next() {
-        Some("max") => CpuModel::Max,
-        Some("qemu64") => CpuModel::Qemu64,
-        Some("host") => return Err("Vitrine uses no KVM; 'max' has all of the host that it passes through".to_owned()),
-        _ => return Err("the models are max and qemu64, such as -cpu max,-avx2".to_owned()),
-    };
-    let features = parts.map(feature).collect::<Result<_, _>>()?;
-    Ok(CpuChoice { model, features })
+/// A model's name, then features to add and to take away.
+pub fn cpu(text: &str) -> Result<Model, ModelError> {
+    Model::parse(text)
 }
 
-fn feature(text: &str) -> Result<(String, bool), String> {
-    let (name, on) = if let Some(name) = text.strip_prefix('+') {
-        (name, true)
-    } else if let Some(name) = text.strip_prefix('-') {
-        (name, false)
-    } else if let Some(name) = text.strip_suffix("=on") {
-        (name, true)
-    } else if let Some(name) = text.strip_suffix("=off") {
-        (name, false)
-    } else {
-        return Err(format!("'{text}' is no change of a feature; write +{text} or -{text}"));
-    };
-    Ok((name.replace('_', "-"), on))
+/// `[KINDS:][gpa:]ADDR[+LEN]`.
+pub fn watch(text: &str) -> Result<Watch, String> {
+    text.parse().map_err(|error: WatchError| format!("{} (column {})", error.what, error.column + 1))
 }
 
 /// `1`, or QEMU's topology as long as it comes to one.
@@ -262,7 +217,7 @@ pub fn device(text: &str) -> Result<Device, String> {
     if parts.next() != Some("isa-debug-exit") {
         return Err(RIGHT.to_owned());
     }
-    let (mut iobase, mut iosize) = (0x501, 2);
+    let DebugExitPorts { mut iobase, mut iosize } = DebugExitPorts::default();
     for part in parts {
         let (name, number) = part.split_once('=').ok_or(RIGHT)?;
         let number = port(number).ok_or("a port is a number up to 0xffff, such as 0xf4")?;
@@ -276,7 +231,7 @@ pub fn device(text: &str) -> Result<Device, String> {
     if u32::from(iobase) + u32::from(iosize) > 0x1_0000 {
         return Err("the ports end at 0xffff".to_owned());
     }
-    Ok(Device::DebugExit { iobase, iosize })
+    Ok(Device::DebugExit(DebugExitPorts { iobase, iosize }))
 }
 
 fn port(text: &str) -> Option<u16> {
