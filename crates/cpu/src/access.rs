@@ -126,7 +126,7 @@ impl Cpu {
             let gva = ea.wrapping_add(self.seg_base[seg & 7]);
             // Canonical form is a #GP or #SS, which comes before #AC.
             if is_canonical(gva, self.mmu.virtual_bits()) {
-                self.check_alignment(gva, len)?;
+                self.check_linear(gva, len, write)?;
             }
             return Ok(Gva(gva));
         }
@@ -150,15 +150,18 @@ impl Cpu {
             return Err(fault);
         }
         let gva = segment.base.wrapping_add(ea) & 0xffff_ffff;
-        self.check_alignment(gva, len)?;
+        self.check_linear(gva, len, write)?;
         Ok(Gva(gva))
     }
 
-    /// #AC where CR0.AM, RFLAGS.AC and CPL 3 ask for it. ([`Cpu::checked`] is set whenever they do.)
-    fn check_alignment(&self, gva: u64, len: u64) -> Result<(), Exception> {
+    /// #AC where CR0.AM, RFLAGS.AC and CPL 3 ask for it; data breakpoints. ([`Cpu::checked`] is set whenever either is armed.)
+    fn check_linear(&mut self, gva: u64, len: u64, write: bool) -> Result<(), Exception> {
         let armed = self.cpl == 3 && self.cr0.alignment_mask() && self.system_flags.alignment_check();
         if armed && matches!(len, 2 | 4 | 8) && gva & (len - 1) != 0 {
             return Err(Exception::coded(Vector::AlignmentCheck, 0));
+        }
+        if self.careful {
+            self.note_data_access(gva, len, write);
         }
         Ok(())
     }

@@ -4,11 +4,18 @@
 //! implements what the host must not do for us: control flow, segments, privileged instructions, strings, I/O, faults.
 
 pub mod access;
+pub mod blocks;
 pub mod cpuid;
+pub mod debug;
+pub mod decode;
 pub mod exec;
 pub mod hooks;
+pub mod op;
 pub mod operand;
+pub mod reset;
+pub mod run;
 pub mod state;
+pub mod tss;
 
 pub use hooks::{Clock, LocalApic, PortIo, Signals};
 pub use state::Cpu;

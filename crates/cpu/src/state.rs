@@ -131,7 +131,13 @@ pub struct Cpu {
     pub nmi_blocked: bool,
     /// Halted by HLT.
     pub halted: bool,
-    /// Data breakpoints (DR7) or single step force the careful path: at each instruction boundary pending debug traps are looked at.
+    /// After INIT, waiting for a start-up IPI.
+    pub waiting_for_sipi: bool,
+    /// One instruction at a time: TF, RF or an enabled breakpoint. By [`Cpu::update_mode`].
+    pub careful: bool,
+    /// TF was set when the current instruction began. Only on the careful path.
+    pub stepping: bool,
+    /// Hits of data and I/O breakpoints (DR6 bits 0–3) and single step (BS) that trap after the instruction.
     pub debug_pending: u64,
     /// Local descriptor table.
     pub ldtr: Segment,
@@ -207,7 +213,12 @@ impl Cpu {
     /// Writes the bits of RFLAGS in `mask`; call [`Cpu::update_mode`] if VM or AC may have changed (done here).
     pub fn set_rflags(&mut self, value: u64, mask: u64) {
         let new = Rflags::from_bits((self.rflags().into_bits() & !mask) | (value & mask));
-        let mode = (1 << 17) | (1 << 18);
+        let mode = Rflags::new()
+            .with_virtual_8086(true)
+            .with_alignment_check(true)
+            .with_trap(true)
+            .with_resume(true)
+            .into_bits();
         let changed = (self.system_flags.into_bits() ^ new.into_bits()) & mode != 0;
         self.status = new.into_bits();
         self.system_flags = new;
@@ -230,8 +241,8 @@ impl Cpu {
         self.cr0.protection() && !self.system_flags.virtual_8086()
     }
 
-    /// Derives code size, CPL, effective segment bases and the MMU's space from CS, SS, CR0, EFER and RFLAGS.
-    /// To be called after any of them changes.
+    /// Derives code size, CPL, effective segment bases, the MMU's space and how carefully to go from CS, SS, CR0,
+    /// CR4, EFER, RFLAGS and DR7. To be called after any of them changes.
     pub fn update_mode(&mut self) {
         let cs = self.seg[CS].attributes;
         let v86 = self.system_flags.virtual_8086();
@@ -256,7 +267,9 @@ impl Cpu {
             *base = if flat && i < FS { 0 } else { seg.base };
         }
         let alignment = self.cpl == 3 && self.cr0.alignment_mask() && self.system_flags.alignment_check();
-        self.checked = !flat || alignment;
+        let data_breakpoints = self.data_breakpoints_armed();
+        self.checked = !flat || alignment || data_breakpoints;
+        self.careful = self.system_flags.trap() || self.system_flags.resume() || self.breakpoints_armed();
         self.mmu.set_space(if self.cpl == 3 {
             memory::Space::User
         } else if self.system_flags.alignment_check() {

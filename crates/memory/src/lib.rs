@@ -12,6 +12,8 @@ pub mod observe;
 pub mod pagemap;
 pub mod ram;
 pub mod scalar;
+#[cfg(test)]
+mod testing;
 pub mod tlb;
 pub mod walk;
 

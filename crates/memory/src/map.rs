@@ -290,7 +290,7 @@ impl PhysicalMap {
                 ones
             }
             // The access straddles two sections.
-            _ => (0..size).rev().fold(0, |value, i| value << 8 | self.io_read(cpu, gpa.wrapping_add(i as u64), 1)),
+            _ => (0..size).fold(0, |value, i| value | self.io_read(cpu, gpa.wrapping_add(i as u64), 1) << (8 * i)),
         }
     }
 

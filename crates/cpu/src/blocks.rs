@@ -1,0 +1,281 @@
+//! The cache of decoded blocks.
+//!
+//! A block is known by the host address of its first byte and the code size: the same physical code is decoded once,
+//! whatever its virtual address. Stores to a page with decoded code drop that page's blocks ([`memory::code`]).
+
+use crate::Cpu;
+use crate::decode::{self, MAX_INSTRUCTION};
+use crate::op::Op;
+use crate::state::CodeSize;
+use memory::mmu::FetchPage;
+use memory::{Gva, Hva};
+use std::collections::HashMap;
+use x86::{Exception, PAGE_SIZE};
+
+/// Slots of the direct-mapped table in front of the map: a power of two.
+const FRONT: usize = 1 << 14;
+/// Bytes looked at for one block.
+const MAX_BYTES: usize = 256;
+/// When this many operations are cached, everything is dropped: a bound on memory (64 bytes an operation).
+const MAX_CACHED_OPS: usize = 256 << 10;
+
+/// A sequence of operations without a branch but at its end.
+#[derive(Debug, Default)]
+pub struct Block {
+    /// Host address of the first byte.
+    start: Hva,
+    /// Code size that it was decoded for.
+    size: Option<CodeSize>,
+    /// Host page of the next virtual page, if the block's one instruction crosses into it.
+    second: Option<Hva>,
+    /// Bytes.
+    pub len: u64,
+    /// The operations.
+    pub ops: Box<[Op]>,
+}
+
+/// Where the code at RIP was found.
+#[derive(Debug)]
+pub enum Found {
+    /// A block of the cache, by its number.
+    Cached(usize),
+    /// Code that may not be cached: one instruction, decoded for this once.
+    Once(Block),
+}
+
+/// Decoded blocks of one vCPU.
+#[derive(Debug)]
+pub struct BlockCache {
+    blocks: Vec<Block>,
+    free: Vec<usize>,
+    map: HashMap<(Hva, CodeSize), usize>,
+    pages: HashMap<Hva, Vec<usize>>,
+    front: Box<[u32]>,
+    ops: usize,
+    /// Blocks decoded so far.
+    pub decoded: u64,
+}
+
+impl Default for BlockCache {
+    fn default() -> Self {
+        // Block 0 matches nothing; it is what an empty slot of the front table names.
+        Self {
+            blocks: vec![Block::default()],
+            free: Vec::new(),
+            map: HashMap::new(),
+            pages: HashMap::new(),
+            front: vec![0; FRONT].into_boxed_slice(),
+            ops: 0,
+            decoded: 0,
+        }
+    }
+}
+
+impl BlockCache {
+    /// A block by its number.
+    #[inline(always)]
+    #[must_use]
+    pub fn get(&self, number: usize) -> &Block {
+        &self.blocks[number]
+    }
+
+    /// Finds or decodes the code at the vCPU's RIP.
+    ///
+    /// Errors: the exception that fetching raises.
+    #[inline(always)]
+    pub fn find(&mut self, cpu: &mut Cpu) -> Result<Found, Exception> {
+        let gva = cpu.code_address()?;
+        if let Some(page) = cpu.mmu.fetch_fast(gva) {
+            let start = Hva(page.0 | gva.offset());
+            let number = self.front[slot(start)] as usize;
+            let block = &self.blocks[number];
+            if block.start == start && block.size == Some(cpu.code_size) && block.second.is_none() {
+                return Ok(Found::Cached(number));
+            }
+        }
+        self.find_slow(cpu, gva)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_slow(&mut self, cpu: &mut Cpu, gva: Gva) -> Result<Found, Exception> {
+        let origin = cpu.origin();
+        let FetchPage::Memory(page) =
+            cpu.mmu.fetch_page(origin, gva).map_err(|fault| cpu.memory_fault(fault, false))?
+        else {
+            return self.decode_once(cpu, gva);
+        };
+        let start = Hva(page.0 | gva.offset());
+        if let Some(&number) = self.map.get(&(start, cpu.code_size)) {
+            let second = self.blocks[number].second;
+            if second.is_none() {
+                self.front[slot(start)] = u32::try_from(number).unwrap_or(0);
+                return Ok(Found::Cached(number));
+            }
+            // An instruction that crosses pages: the second page must still be the one it was decoded from.
+            let next = Gva(gva.page().0.wrapping_add(PAGE_SIZE));
+            let now = cpu.mmu.fetch_page(origin, next).map_err(|fault| cpu.memory_fault(fault, false))?;
+            if Some(now) == second.map(FetchPage::Memory) {
+                return Ok(Found::Cached(number));
+            }
+            self.remove(number);
+        }
+        self.decode(cpu, gva, start)
+    }
+
+    fn decode(&mut self, cpu: &mut Cpu, gva: Gva, start: Hva) -> Result<Found, Exception> {
+        let mut bytes = [0u8; MAX_BYTES];
+        let origin = cpu.origin();
+        let n = cpu.mmu.fetch_bytes(origin, gva, &mut bytes).map_err(|fault| cpu.memory_fault(fault, false))?;
+        let size = cpu.code_size;
+        let decoded = decode::block(&bytes[..n], size, &cpu.model, usize::MAX);
+        if decoded.ops.is_empty() {
+            return self.decode_crossing(cpu, gva, start);
+        }
+        cpu.mmu.protect_code(start, decoded.len.max(1) as u64);
+        if tracing::enabled!(target: "in_asm", tracing::Level::DEBUG) {
+            decode::log(&bytes[..decoded.len], size, cpu.rip());
+        }
+        Ok(Found::Cached(self.insert(Block {
+            start,
+            size: Some(size),
+            second: None,
+            len: decoded.len as u64,
+            ops: decoded.ops.into_boxed_slice(),
+        })))
+    }
+
+    /// The instruction at `gva` goes on in the next page.
+    fn decode_crossing(&mut self, cpu: &mut Cpu, gva: Gva, start: Hva) -> Result<Found, Exception> {
+        let origin = cpu.origin();
+        let next = Gva(gva.page().0.wrapping_add(PAGE_SIZE));
+        let FetchPage::Memory(second) =
+            cpu.mmu.fetch_page(origin, next).map_err(|fault| cpu.memory_fault(fault, false))?
+        else {
+            return self.decode_once(cpu, gva);
+        };
+        let (bytes, n, first) = fetch_across(cpu, gva)?;
+        let decoded = decode::block(&bytes[..n], cpu.code_size, &cpu.model, 1);
+        let len = decoded.len as u64;
+        cpu.mmu.protect_code(start, first as u64);
+        cpu.mmu.protect_code(second, len.saturating_sub(first as u64).max(1));
+        Ok(Found::Cached(self.insert(Block {
+            start,
+            size: Some(cpu.code_size),
+            second: Some(second),
+            len,
+            ops: decoded.ops.into_boxed_slice(),
+        })))
+    }
+
+    /// One instruction from memory that is not plain, or that somebody watches.
+    fn decode_once(&self, cpu: &mut Cpu, gva: Gva) -> Result<Found, Exception> {
+        let (bytes, n, _) = fetch_across(cpu, gva)?;
+        let decoded = decode::block(&bytes[..n], cpu.code_size, &cpu.model, 1);
+        let origin = cpu.origin();
+        cpu.mmu.observe_fetch(origin, gva, bytes.get(..decoded.len).unwrap_or_default());
+        Ok(Found::Once(Block { len: decoded.len as u64, ops: decoded.ops.into_boxed_slice(), ..Block::default() }))
+    }
+
+    fn insert(&mut self, block: Block) -> usize {
+        if self.ops + block.ops.len() > MAX_CACHED_OPS {
+            self.clear();
+        }
+        self.decoded += 1;
+        self.ops += block.ops.len();
+        let key = (block.start, block.size.unwrap_or(CodeSize::Bits64));
+        let (start, second, crossing) = (block.start, block.second, block.second.is_some());
+        let number = match self.free.pop() {
+            Some(number) => {
+                self.blocks[number] = block;
+                number
+            }
+            None => {
+                self.blocks.push(block);
+                self.blocks.len() - 1
+            }
+        };
+        if let Some(old) = self.map.insert(key, number) {
+            self.release(old);
+        }
+        for page in [Some(start.page()), second].into_iter().flatten() {
+            self.pages.entry(page).or_default().push(number);
+        }
+        if !crossing {
+            self.front[slot(start)] = u32::try_from(number).unwrap_or(0);
+        }
+        number
+    }
+
+    /// Drops every block that has bytes in the host page `page`.
+    pub fn drop_page(&mut self, page: Hva) {
+        for number in self.pages.remove(&page.page()).unwrap_or_default() {
+            self.remove(number);
+        }
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        let decoded = self.decoded;
+        *self = Self { decoded, ..Self::default() };
+    }
+
+    fn remove(&mut self, number: usize) {
+        let block = &self.blocks[number];
+        if let Some(size) = block.size {
+            let key = (block.start, size);
+            if self.map.get(&key) == Some(&number) {
+                self.map.remove(&key);
+            }
+            self.release(number);
+        }
+    }
+
+    /// Empties a block's slot, so that the front table no longer matches it.
+    fn release(&mut self, number: usize) {
+        let block = std::mem::take(&mut self.blocks[number]);
+        self.ops -= block.ops.len();
+        for page in [Some(block.start.page()), block.second].into_iter().flatten() {
+            if let Some(list) = self.pages.get_mut(&page) {
+                list.retain(|&n| n != number);
+            }
+        }
+        self.free.push(number);
+    }
+}
+
+fn slot(start: Hva) -> usize {
+    ((start.0 >> 1 ^ start.0 >> 15) as usize) & (FRONT - 1)
+}
+
+/// Up to [`MAX_INSTRUCTION`] bytes at `gva`, from two pages if need be; also how many came from the first.
+///
+/// The second page is only touched if the first one's bytes do not make an instruction.
+fn fetch_across(cpu: &mut Cpu, gva: Gva) -> Result<([u8; MAX_INSTRUCTION], usize, usize), Exception> {
+    let mut bytes = [0u8; MAX_INSTRUCTION];
+    let origin = cpu.origin();
+    let first = cpu.mmu.fetch_bytes(origin, gva, &mut bytes).map_err(|fault| cpu.memory_fault(fault, false))?;
+    if first == MAX_INSTRUCTION || !decode::block(&bytes[..first], cpu.code_size, &cpu.model, 1).cut {
+        return Ok((bytes, first, first));
+    }
+    let next = Gva(gva.page().0.wrapping_add(PAGE_SIZE));
+    let second =
+        cpu.mmu.fetch_bytes(origin, next, &mut bytes[first..]).map_err(|fault| cpu.memory_fault(fault, false))?;
+    Ok((bytes, first + second, first))
+}
+
+impl Cpu {
+    /// The linear address of the instruction at RIP. Errors: #GP(0) beyond the code segment's limit.
+    #[inline(always)]
+    pub fn code_address(&self) -> Result<Gva, Exception> {
+        let rip = self.rip();
+        if self.code_size == CodeSize::Bits64 {
+            return Ok(Gva(rip));
+        }
+        let cs = &self.seg[crate::state::CS];
+        if rip > u64::from(cs.limit) {
+            return Err(Exception::GP0);
+        }
+        Ok(Gva(cs.base.wrapping_add(rip) & 0xffff_ffff))
+    }
+}

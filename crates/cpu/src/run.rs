@@ -1,0 +1,221 @@
+//! The interpreter's loop: find a block, run its operations, look at events between blocks.
+
+use crate::Cpu;
+use crate::blocks::{Block, BlockCache, Found};
+use crate::exec::Flow;
+use crate::exec::interrupt::TripleFault;
+use crate::hooks::Signals;
+use crate::state::{CS, CodeSize, RIP, Shadow};
+use x86::Exception;
+
+/// Why [`Cpu::run`] returned.
+#[derive(Clone, Debug)]
+pub enum Exit {
+    /// [`Signals::STOP`] is raised.
+    Stopped,
+    /// A fault could not be delivered, nor the double fault that it became.
+    TripleFault(TripleFault),
+}
+
+/// The interpreter of one vCPU: what it remembers between instructions that is no architectural state.
+#[derive(Debug, Default)]
+pub struct Interpreter {
+    /// Decoded code.
+    pub cache: BlockCache,
+}
+
+/// How a block ended.
+enum End {
+    /// Go on at RIP.
+    Continue,
+    /// HLT.
+    Halt,
+    /// The instruction at RIP raised this.
+    Fault(Exception),
+}
+
+impl Cpu {
+    /// Requests that would be acted on now.
+    #[inline(always)]
+    fn poll_mask(&self) -> u32 {
+        if self.system_flags.interrupt() { u32::MAX } else { !Signals::INTERRUPT }
+    }
+
+    /// Whether a request is waiting that a long instruction should be interrupted for.
+    #[inline(always)]
+    #[must_use]
+    pub fn must_poll(&self) -> bool {
+        self.signals.raised() & self.poll_mask() != 0
+    }
+
+    /// Runs until something stops the vCPU.
+    pub fn run(&mut self, interpreter: &mut Interpreter) -> Exit {
+        loop {
+            if self.must_poll() || self.halted {
+                match self.poll() {
+                    Ok(true) => {}
+                    Ok(false) => return Exit::Stopped,
+                    Err(fault) => return Exit::TripleFault(fault),
+                }
+            }
+            let result = if self.careful || self.shadow != Shadow::None {
+                self.step(interpreter)
+            } else {
+                self.run_block(interpreter)
+            };
+            if let Err(fault) = result {
+                return Exit::TripleFault(fault);
+            }
+        }
+    }
+
+    /// Runs one block.
+    #[inline(always)]
+    fn run_block(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+        let end = match interpreter.cache.find(self) {
+            Ok(Found::Cached(number)) => {
+                let block = interpreter.cache.get(number);
+                if self.beyond_limit(block) { self.execute(block, 1) } else { self.execute(block, usize::MAX) }
+            }
+            Ok(Found::Once(block)) => self.execute(&block, 1),
+            Err(exception) => End::Fault(exception),
+        };
+        self.finish(interpreter, end)
+    }
+
+    /// Runs one instruction with everything around it that a debugger or a shadow asks for.
+    #[cold]
+    #[inline(never)]
+    fn step(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+        let shadow = self.shadow;
+        let end = match self.before_instruction() {
+            Ok(()) => match interpreter.cache.find(self) {
+                Ok(Found::Cached(number)) => self.execute(interpreter.cache.get(number), 1),
+                Ok(Found::Once(block)) => self.execute(&block, 1),
+                Err(exception) => End::Fault(exception),
+            },
+            Err(exception) => End::Fault(exception),
+        };
+        // The shadow covers one instruction; one that casts a shadow itself has just set it anew.
+        let faulted = matches!(end, End::Fault(_));
+        if self.shadow == shadow {
+            self.shadow = Shadow::None;
+        }
+        if faulted {
+            self.debug_pending = 0;
+            return self.finish(interpreter, end);
+        }
+        self.finish(interpreter, end)?;
+        self.after_instruction()
+    }
+
+    /// Whether the block's last byte lies beyond the code segment's limit, so that it must go one by one.
+    #[inline(always)]
+    fn beyond_limit(&self, block: &Block) -> bool {
+        self.code_size != CodeSize::Bits64 && self.rip() + block.len - 1 > u64::from(self.seg[CS].limit)
+    }
+
+    /// Executes up to `limit` operations of a block.
+    #[inline(always)]
+    fn execute(&mut self, block: &Block, limit: usize) -> End {
+        let mut rip = self.rip();
+        let mut done = 0;
+        let end = 'block: {
+            for op in block.ops.iter().take(limit) {
+                self.regs[RIP] = rip;
+                match (op.exec)(self, op) {
+                    Ok(Flow::Next) => rip = rip.wrapping_add(u64::from(op.len)),
+                    Ok(Flow::Jump) => {
+                        done += 1;
+                        rip = self.regs[RIP];
+                        break 'block End::Continue;
+                    }
+                    Ok(Flow::Break) => {
+                        done += 1;
+                        rip = rip.wrapping_add(u64::from(op.len));
+                        break 'block End::Continue;
+                    }
+                    Ok(Flow::Repeat) => break 'block End::Continue,
+                    Ok(Flow::Halt) => {
+                        done += 1;
+                        rip = rip.wrapping_add(u64::from(op.len));
+                        break 'block End::Halt;
+                    }
+                    Err(exception) => break 'block End::Fault(exception),
+                }
+                done += 1;
+                if self.mmu.code_modified() {
+                    break;
+                }
+            }
+            End::Continue
+        };
+        self.regs[RIP] = rip;
+        self.instructions += done;
+        end
+    }
+
+    /// Delivers the fault that ended a block, forgets code that was overwritten.
+    #[inline(always)]
+    fn finish(&mut self, interpreter: &mut Interpreter, end: End) -> Result<(), TripleFault> {
+        if self.mmu.code_modified() {
+            for page in self.mmu.take_modified_code() {
+                interpreter.cache.drop_page(page);
+            }
+        }
+        match end {
+            End::Continue => Ok(()),
+            End::Halt => {
+                self.halted = true;
+                Ok(())
+            }
+            End::Fault(exception) => self.deliver_exception(exception),
+        }
+    }
+
+    /// Acts on requests from outside; sleeps while halted. `Ok(false)`: stop.
+    #[cold]
+    #[inline(never)]
+    fn poll(&mut self) -> Result<bool, TripleFault> {
+        loop {
+            let blocked = self.shadow != Shadow::None;
+            let raised = self.signals.raised() & self.poll_mask();
+            if raised & Signals::STOP != 0 {
+                return Ok(false);
+            }
+            if raised & Signals::INIT != 0 {
+                self.signals.lower(Signals::INIT);
+                self.init();
+                continue;
+            }
+            if raised & Signals::SIPI != 0 {
+                self.signals.lower(Signals::SIPI);
+                self.start_up(self.signals.sipi_vector());
+                continue;
+            }
+            if self.waiting_for_sipi {
+                self.signals.wait(Signals::STOP | Signals::INIT | Signals::SIPI);
+                continue;
+            }
+            if raised & Signals::NMI != 0 && !self.nmi_blocked && !blocked {
+                self.signals.lower(Signals::NMI);
+                self.halted = false;
+                self.deliver_nmi()?;
+                continue;
+            }
+            if raised & Signals::INTERRUPT != 0 && !blocked {
+                if let Some(vector) = self.apic.acknowledge() {
+                    self.halted = false;
+                    self.deliver_interrupt(vector)?;
+                }
+                return Ok(true);
+            }
+            if !self.halted {
+                return Ok(true);
+            }
+            let nmi = if self.nmi_blocked { 0 } else { Signals::NMI };
+            let interrupt = if self.system_flags.interrupt() { Signals::INTERRUPT } else { 0 };
+            self.signals.wait(Signals::STOP | Signals::INIT | Signals::SIPI | nmi | interrupt);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! Executable memory that is never writable and executable at once.
+//!
+//! One memfd, mapped twice: code is written through one view and executed through the other. The whole range is
+//! reserved at once and its pages come as they are written, so a small program costs a few pages and a pointer into
+//! the executable view stays good until [`CodeBuffer::clear`].
+
+use crate::{Error, signal};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use std::ptr::{NonNull, null_mut};
+
+/// Code starts at multiples of this, so that a short stub touches as few cache lines as it can.
+const ALIGN: usize = 32;
+
+/// A bounded region of executable memory.
+#[derive(Debug)]
+pub struct CodeBuffer {
+    writable: Mapping,
+    executable: Mapping,
+    used: usize,
+    /// Tells the signal handler that faults in the executable view are ours, as long as it lives.
+    _region: signal::Region,
+}
+
+impl CodeBuffer {
+    /// Reserves `capacity` bytes, rounded up to pages.
+    pub fn new(capacity: usize) -> Result<Self, Error> {
+        let capacity = capacity.next_multiple_of(4096);
+        let error = |e: rustix::io::Errno| Error::CodeMemory(e.into());
+        let file = memfd_create("vitrine-code", MemfdFlags::CLOEXEC).map_err(error)?;
+        ftruncate(&file, capacity as u64).map_err(error)?;
+        let map = |protection| {
+            // SAFETY: a fresh mapping at an address of the kernel's choice; nothing else is affected.
+            let pointer =
+                unsafe { mmap(null_mut(), capacity, protection, MapFlags::SHARED | MapFlags::NORESERVE, &file, 0) };
+            let pointer = NonNull::new(pointer.map_err(error)?.cast());
+            pointer
+                .map(|pointer| Mapping { pointer, len: capacity })
+                .ok_or(Error::CodeMemory(rustix::io::Errno::NOMEM.into()))
+        };
+        let writable = map(ProtFlags::READ | ProtFlags::WRITE)?;
+        let executable = map(ProtFlags::READ | ProtFlags::EXEC)?;
+        let region = signal::Region::new(executable.pointer.as_ptr().addr(), capacity)?;
+        Ok(Self { writable, executable, used: 0, _region: region })
+    }
+
+    /// Appends code and returns its offset; `None` when there is no room for it.
+    pub fn append(&mut self, code: &[u8]) -> Option<usize> {
+        let start = self.used;
+        let end = start.checked_add(code.len()).filter(|&end| end <= self.writable.len)?;
+        // SAFETY: `start..end` lies in the mapping, which this value owns and nobody else writes; offsets below `used`
+        // that may be executing are not touched.
+        unsafe { self.writable.pointer.add(start).copy_from_nonoverlapping(NonNull::from(code).cast(), code.len()) };
+        self.used = end.next_multiple_of(ALIGN).min(self.writable.len);
+        Some(start)
+    }
+
+    /// Forgets all code. Nothing of it may run afterwards.
+    pub fn clear(&mut self) {
+        self.used = 0;
+        // Code that comes here next is written through another address than it is fetched from: a serializing
+        // instruction must come in between (SDM vol. 3A, 10.1.3).
+        let _ = crate::cpuid(0, 0);
+    }
+
+    /// Bytes in use.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// The executable view's first byte.
+    #[inline(always)]
+    #[must_use]
+    pub fn start(&self) -> *const u8 {
+        self.executable.pointer.as_ptr()
+    }
+}
+
+/// A mapping, unmapped when dropped.
+#[derive(Debug)]
+struct Mapping {
+    pointer: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain memory that belongs to its owner, whichever thread that is on.
+unsafe impl Send for Mapping {}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `CodeBuffer::new` and no reference to it outlives its owner. An error would
+        // only leak it.
+        let _ = unsafe { munmap(self.pointer.as_ptr().cast(), self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn code_is_seen_through_the_executable_view() {
+        let mut buffer = CodeBuffer::new(5000).unwrap();
+        let first = buffer.append(&[1, 2, 3]).unwrap();
+        let second = buffer.append(&[4]).unwrap();
+        assert_eq!((first, second), (0, ALIGN));
+        // SAFETY: both offsets were just written, and the buffer is alive.
+        unsafe {
+            assert_eq!(*buffer.start().add(2), 3);
+            assert_eq!(*buffer.start().add(second), 4);
+        }
+    }
+
+    #[test]
+    fn capacity_is_a_bound() {
+        let mut buffer = CodeBuffer::new(4096).unwrap();
+        assert_eq!(buffer.append(&[0; 4097]), None);
+        assert_eq!(buffer.append(&[0; 4090]), Some(0));
+        assert_eq!(buffer.append(&[0; 1]), None);
+        buffer.clear();
+        assert_eq!(buffer.append(&[0; 4096]), Some(0));
+    }
+}

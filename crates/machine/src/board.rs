@@ -1,0 +1,235 @@
+//! What is on the board and how it is wired.
+//!
+//! | ports | what | interrupt |
+//! |---|---|---|
+//! | 60h, 64h | keyboard controller | ISA 1 |
+//! | 92h | fast A20 and reset | |
+//! | B2h–B3h | SMI command and status | |
+//! | 2E8h, 2F8h, 3E8h, 3F8h (8 each) | serial ports | ISA 3 (COM2, COM4), ISA 4 (COM1, COM3) |
+//! | 510h–511h | fw_cfg | |
+//! | 600h–60Bh | ACPI events, control, timer | ISA 9, level |
+//! | 620h–623h | ACPI general-purpose events | ISA 9 |
+//! | CF8h–CFFh | PCI configuration, reset register at CF9h | |
+//!
+//! ISA interrupts go to the 8259s and to the I/O APIC's input of the same number, but for ISA 0, which goes to input 2.
+
+use crate::config::{Config, MachineError, Serial};
+use crate::control::Control;
+use crate::wiring::share;
+use crate::{BoardKind, MachineClock};
+use boot::{BoardInfo, Com};
+use cpu::reset::Connections;
+use cpu::{Cpu, Signals};
+use devices::debug_exit::DebugExit;
+use devices::debugcon::DebugCon;
+use devices::fw_cfg::{self, FwCfg, Items, Key};
+use devices::i8042::{self, I8042};
+use devices::pci::{self, HostBridge, PciBus};
+use devices::pm::{self, Pm, ResetControl};
+use devices::port92::Port92;
+use devices::timer::Timers;
+use devices::uart::{self, Uart};
+use devices::{A20, Pin, PortBus, PowerSwitch, Reset};
+use memory::PhysicalMap;
+use memory::ram::GuestRam;
+use std::fmt;
+use std::sync::Arc;
+
+/// Everything that is soldered on.
+pub(crate) struct Board {
+    pub(crate) map: Arc<PhysicalMap>,
+    pub(crate) clock: Arc<MachineClock>,
+    pub(crate) timers: Arc<Timers>,
+    pub(crate) pm: Arc<Pm>,
+    /// What the ACPI tables are to say.
+    pub(crate) info: BoardInfo,
+    /// COM1 to COM4, as far as they are there.
+    uarts: Vec<Option<Arc<Uart>>>,
+    /// What a reset resets, in this order: devices, then the controllers that hear them.
+    resets: Vec<Arc<dyn Reset + Send + Sync>>,
+}
+
+impl fmt::Debug for Board {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Board").field("map", &self.map).field("info", &self.info).finish_non_exhaustive()
+    }
+}
+
+impl Board {
+    /// Resets every device. Memory keeps what is in it.
+    pub(crate) fn reset(&self) {
+        for device in &self.resets {
+            device.reset();
+        }
+    }
+
+    pub(crate) fn uart(&self, port: usize) -> Option<&Uart> {
+        self.uarts.get(port)?.as_deref()
+    }
+}
+
+/// A board with its vCPUs, not yet running.
+pub(crate) struct Made {
+    pub(crate) board: Arc<Board>,
+    pub(crate) control: Arc<Control>,
+    pub(crate) cpus: Vec<Cpu>,
+}
+
+/// Makes and wires everything that `config` asks for, but for what concerns loading.
+pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
+    if config.serials.len() > uart::COM.len() {
+        return Err(MachineError::Serials(config.serials.len()));
+    }
+    let signals: Vec<Arc<Signals>> = (0..config.cpus).map(|_| Arc::default()).collect();
+    let control = Arc::new(Control::new(signals.clone()));
+    let power: Arc<dyn PowerSwitch> = control.clone();
+    let clock = Arc::new(MachineClock::default());
+    let timers = Timers::new(clock.clone());
+    let mut info = BoardInfo { coms: Vec::new(), ..BoardInfo::default() };
+
+    let map = PhysicalMap::new(GuestRam::new(config.memory)?)?;
+    let mut build = Builder { ports: PortBus::new(), resets: Vec::new() };
+    let irqs: [Pin; 16] = std::array::from_fn(|_| devices::line::NoLine::pin());
+    let map = Arc::new(map);
+
+    let a20 = build.a20(&map, &control);
+    let sci = irqs[usize::from(info.sci & 15)].clone();
+    let pm = build.pm(&info, &timers, sci, &power)?;
+    build.keyboard(irqs[1].clone(), &a20, &power)?;
+    build.pci(config.board, &power)?;
+    let uarts = build.serials(config.serials, &irqs, &mut info)?;
+    build.fw_cfg(config.memory, config.cpus, config.fw_cfg)?;
+    if let Some(console) = config.debugcon {
+        build.ports.add(console.iobase, 1, 1, Arc::new(DebugCon::new(console.sink)))?;
+    }
+    if let Some(exit) = config.isa_debug_exit {
+        build.ports.add(exit.iobase, exit.iosize, 4, Arc::new(DebugExit::new(power)))?;
+    }
+
+    let Builder { ports, resets } = build;
+    let ports = Arc::new(ports);
+    let cpus = (0..).zip(signals).map(|(id, signals)| {
+        let connections = Connections {
+            map: map.clone(),
+            signals,
+            ports: ports.clone(),
+            apic: Arc::new(NoApic),
+            clock: clock.clone(),
+        };
+        let mut cpu = Cpu::new(id, config.cpu_model.clone(), connections);
+        cpu.mmu.set_observer(config.observer.clone());
+        cpu
+    });
+    let cpus = cpus.collect();
+    let board = Arc::new(Board { map, clock, timers, pm, info, uarts, resets });
+    Ok(Made { board, control, cpus })
+}
+
+#[derive(Debug)]
+struct NoApic;
+impl cpu::LocalApic for NoApic {
+    fn acknowledge(&self) -> Option<u8> { None }
+    fn task_priority(&self) -> u8 { 0 }
+    fn set_task_priority(&self, _: u8) {}
+    fn read_msr(&self, _: u32) -> Option<u64> { None }
+    fn write_msr(&self, _: u32, _: u64) -> Option<()> { None }
+    fn set_deadline(&self, _: Option<u64>) {}
+    fn deadline(&self) -> Option<u64> { None }
+    fn init(&self) {}
+}
+
+/// What is collected while the board is made.
+struct Builder {
+    ports: PortBus,
+    resets: Vec<Arc<dyn Reset + Send + Sync>>,
+}
+
+impl Builder {
+    /// Has `device` reset with the machine.
+    fn resets<D: Reset + Send + Sync + 'static>(&mut self, device: D) -> Arc<D> {
+        let device = Arc::new(device);
+        self.resets.push(device.clone());
+        device
+    }
+
+    fn a20(&mut self, map: &Arc<PhysicalMap>, control: &Arc<Control>) -> Arc<A20> {
+        let (map, control) = (map.clone(), control.clone());
+        self.resets(A20::new(move |open| {
+            if map.set_a20(open) {
+                control.flush_all();
+            }
+        }))
+    }
+
+    fn pm(
+        &mut self,
+        info: &BoardInfo,
+        timers: &Arc<Timers>,
+        sci: Pin,
+        power: &Arc<dyn PowerSwitch>,
+    ) -> Result<Arc<Pm>, MachineError> {
+        let layout = pm::Layout { s5: info.s5, timer_32: info.pm_timer_32 };
+        let pm = Pm::new(layout, timers, sci, power.clone());
+        self.resets.push(pm.clone());
+        self.ports.add(pm::BASE, pm::PORTS, 4, pm.clone())?;
+        self.ports.add(pm::GPE0, pm::GPE0_PORTS, 4, pm.clone())?;
+        self.ports.add(pm::SMI, pm::SMI_PORTS, 1, pm.clone())?;
+        Ok(pm)
+    }
+
+    fn keyboard(&mut self, irq: Pin, a20: &Arc<A20>, power: &Arc<dyn PowerSwitch>) -> Result<(), MachineError> {
+        let keyboard = self.resets(I8042::new(irq, a20.clone(), power.clone()));
+        self.ports.add(i8042::DATA, 1, 1, keyboard.clone())?;
+        self.ports.add(i8042::COMMAND, 1, 1, keyboard)?;
+        let port92 = self.resets(Port92::new(a20.clone(), power.clone()));
+        self.ports.add(Port92::PORT, 1, 1, port92)?;
+        Ok(())
+    }
+
+    fn pci(&mut self, board: BoardKind, power: &Arc<dyn PowerSwitch>) -> Result<(), MachineError> {
+        let reset = self.resets(ResetControl::new(power.clone()));
+        let bus = self.resets(PciBus::new(Arc::new(HostBridge::new(board.bridge())), reset));
+        self.ports.add(pci::ADDRESS, pci::PORTS, 4, bus)?;
+        Ok(())
+    }
+
+    /// The serial ports, two of which share each interrupt.
+    fn serials(
+        &mut self,
+        serials: Vec<Serial>,
+        irqs: &[Pin; 16],
+        info: &mut BoardInfo,
+    ) -> Result<Vec<Option<Arc<Uart>>>, MachineError> {
+        let [com1, com3] = share(irqs[4].clone());
+        let [com2, com4] = share(irqs[3].clone());
+        let mut uarts = Vec::new();
+        for ((serial, (port, irq)), line) in serials.into_iter().zip(uart::COM).zip([com1, com2, com3, com4]) {
+            uarts.push(match serial {
+                Serial::None => None,
+                Serial::Port(sink) => {
+                    let uart = self.resets(Uart::new(port, line, sink));
+                    self.ports.add(port, uart::PORTS, 1, uart.clone())?;
+                    info.coms.push(Com { port, irq });
+                    Some(uart)
+                }
+            });
+        }
+        Ok(uarts)
+    }
+
+    fn fw_cfg(&mut self, memory: u64, cpus: u32, files: Vec<(String, Vec<u8>)>) -> Result<(), MachineError> {
+        let mut items = Items::new();
+        let [low, high, ..] = cpus.to_le_bytes();
+        items.add_entry(Key::Uuid, vec![0; 16]);
+        items.add_entry(Key::RamSize, memory.to_le_bytes().to_vec());
+        items.add_entry(Key::NoGraphic, 1u16.to_le_bytes().to_vec());
+        items.add_entry(Key::Cpus, vec![low, high]);
+        items.add_entry(Key::MaxCpus, vec![low, high]);
+        for (name, bytes) in files {
+            items.add_file(&name, bytes)?;
+        }
+        let device = self.resets(FwCfg::new(items));
+        self.ports.add(fw_cfg::SELECTOR, 2, 2, device)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,156 @@
+//! What a machine is made of, and why it cannot be made.
+
+use boot::BootError;
+use cpu::cpuid::Model;
+use devices::fw_cfg::FwCfgError;
+use devices::port_bus::PortBusError;
+use devices::uart::COM;
+use devices::Sink;
+use devices::pci::Bridge;
+use memory::Observer;
+use memory::map::MapError;
+use memory::ram::RamError;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Which of the two PCs: they differ in the host bridge.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BoardKind {
+    /// The older: Intel 440FX.
+    #[default]
+    Pc,
+    /// The newer: Intel Q35.
+    Q35,
+}
+
+impl BoardKind {
+    pub(crate) const fn bridge(self) -> Bridge {
+        match self {
+            Self::Pc => Bridge::I440fx,
+            Self::Q35 => Bridge::Q35,
+        }
+    }
+}
+
+/// What is at the place of a serial port.
+#[derive(Debug)]
+pub enum Serial {
+    /// No port.
+    None,
+    /// A port whose output goes here. Its input is given by [`Handle::receive`](crate::Handle::receive).
+    Port(Box<dyn Sink>),
+}
+
+/// Ports of the debug exit device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DebugExitPorts {
+    /// First port.
+    pub iobase: u16,
+    /// How many.
+    pub iosize: u16,
+}
+
+impl Default for DebugExitPorts {
+    fn default() -> Self {
+        Self { iobase: 0x501, iosize: 2 }
+    }
+}
+
+/// The debug console.
+#[derive(Debug)]
+pub struct DebugConsole {
+    /// Its port, usually E9h.
+    pub iobase: u16,
+    /// Where its output goes.
+    pub sink: Box<dyn Sink>,
+}
+
+/// A machine as the user wants it.
+pub struct Config {
+    /// RAM in bytes.
+    pub memory: u64,
+    /// vCPUs, 1 to 255.
+    pub cpus: u32,
+    /// What CPUID answers.
+    pub cpu_model: Arc<Model>,
+    /// Which board.
+    pub board: BoardKind,
+    /// The kernel to load (see [`boot::load`]). There is no firmware, so without one a machine cannot start.
+    pub kernel: Option<PathBuf>,
+    /// Initial RAM disk, or the modules of a multiboot kernel, as [`boot::Config::initrd`] takes it.
+    pub initrd: Option<String>,
+    /// The kernel's command line.
+    pub append: String,
+    /// COM1 to COM4, as many as there are.
+    pub serials: Vec<Serial>,
+    /// The debug console, if there is one.
+    pub debugcon: Option<DebugConsole>,
+    /// The debug exit device, if there is one.
+    pub isa_debug_exit: Option<DebugExitPorts>,
+    /// Whether there is an HPET.
+    pub hpet: bool,
+    /// Whether a reset ends the machine.
+    pub no_reboot: bool,
+    /// Whether power off pauses the machine rather than ends it.
+    pub no_shutdown: bool,
+    /// Sees accesses to memory that it is interested in.
+    pub observer: Option<Arc<dyn Observer>>,
+    /// Files for fw_cfg, by name.
+    pub fw_cfg: Vec<(String, Vec<u8>)>,
+}
+
+impl Config {
+    /// 128 MiB, one vCPU of `cpu_model`, and no kernel.
+    #[must_use]
+    pub fn new(cpu_model: Arc<Model>) -> Self {
+        Self {
+            memory: 128 << 20,
+            cpus: 1,
+            cpu_model,
+            board: BoardKind::default(),
+            kernel: None,
+            initrd: None,
+            append: String::new(),
+            serials: Vec::new(),
+            debugcon: None,
+            isa_debug_exit: None,
+            hpet: true,
+            no_reboot: false,
+            no_shutdown: false,
+            observer: None,
+            fw_cfg: Vec::new(),
+        }
+    }
+}
+
+/// Why a machine cannot be made, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// There is nothing to run.
+    #[error("there is no firmware yet, so a kernel is needed: give one with -kernel")]
+    NoKernel,
+    /// Too few or too many vCPUs.
+    #[error("a machine has 1 to {limit} vCPUs, not {0}", limit = crate::MAX_CPUS)]
+    Cpus(u32),
+    /// Too many serial ports.
+    #[error("a PC has {limit} serial ports, not {0}", limit = COM.len())]
+    Serials(usize),
+    /// The host gives no memory.
+    #[error(transparent)]
+    Ram(#[from] RamError),
+    /// The address space cannot be laid out.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// Two devices want the same ports.
+    #[error(transparent)]
+    Ports(#[from] PortBusError),
+    /// A fw_cfg file cannot be offered.
+    #[error(transparent)]
+    FwCfg(#[from] FwCfgError),
+    /// The kernel cannot be loaded.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The host starts no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}

@@ -1,0 +1,265 @@
+//! Who may stop the machine, and when: the state that vCPU threads, devices, users and the supervisor share.
+//!
+//! A vCPU runs between two visits to [`Control::gate`]. Whoever wants it to stop changes [`State`] and raises
+//! `Signals::STOP`, both under the lock; the gate lowers the signal under the same lock once nothing wants a stop any
+//! more, so no request is ever lost. When every vCPU is parked at the gate the supervisor ([`Control::next`]) acts.
+
+use crate::Registers;
+use boot::Entry;
+use cpu::Signals;
+use devices::sync::lock;
+use devices::{PowerRequest, PowerSwitch};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// A vCPU that met a fault which it could deliver neither as itself nor as a double fault.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crash {
+    /// Its registers at the instruction.
+    pub registers: Registers,
+    /// What led to it, for a message.
+    pub cause: String,
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest reset the machine, and [`Config::no_reboot`](crate::Config::no_reboot) was set.
+    Reset,
+    /// The guest wrote to the debug exit device; with the exit status.
+    DebugExit(u32),
+    /// A triple fault reset the machine, and [`Config::no_reboot`](crate::Config::no_reboot) was set.
+    TripleFault(Box<Crash>),
+    /// [`Handle::quit`](crate::Handle::quit) was called.
+    Quit,
+}
+
+/// What the guest wants done with the machine.
+#[derive(Clone, Debug)]
+pub(crate) enum Request {
+    Power(PowerRequest),
+    TripleFault(Box<Crash>),
+}
+
+/// What a vCPU finds at the gate.
+pub(crate) enum Pass {
+    /// Run on.
+    Go {
+        /// The machine was reset: start from here.
+        reset: Option<Arc<Entry>>,
+        /// The TLB is to be flushed.
+        flush: bool,
+    },
+    /// The machine has ended.
+    End,
+}
+
+/// What the supervisor is to do, with every vCPU parked unless it says otherwise.
+pub(crate) enum Task {
+    /// End (the vCPUs may still run).
+    Quit,
+    Act(Request),
+    Pause,
+    Resume,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    quit: bool,
+    /// The guest's first request that has not been acted on.
+    request: Option<Request>,
+    /// The user wants the machine to stand.
+    pause: bool,
+    /// The machine stands, and its clock.
+    paused: bool,
+    /// Powered off, but not to be ended: nothing but a reset lets it run again.
+    off: bool,
+    ended: bool,
+    /// vCPUs at the gate.
+    parked: usize,
+    /// Where vCPU 0 starts after the last reset.
+    entry: Option<Arc<Entry>>,
+    /// Resets so far, the first start included.
+    resets: u64,
+    /// Flushes of all TLBs so far.
+    flushes: u64,
+}
+
+impl State {
+    fn stops(&self) -> bool {
+        self.quit || self.ended || self.request.is_some() || self.pause || self.paused || self.entry.is_none()
+    }
+}
+
+/// What a vCPU has seen of the state; its own.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    resets: u64,
+    flushes: u64,
+}
+
+/// See the module. Lock order: `state` before a vCPU's signals; devices are never called under it.
+#[derive(Debug)]
+pub(crate) struct Control {
+    state: Mutex<State>,
+    changed: Condvar,
+    signals: Vec<Arc<Signals>>,
+    /// Instructions executed by each vCPU, as of its last visit to the gate.
+    instructions: Vec<AtomicU64>,
+}
+
+impl Control {
+    pub(crate) fn new(signals: Vec<Arc<Signals>>) -> Self {
+        let instructions = signals.iter().map(|_| AtomicU64::new(0)).collect();
+        Self { state: Mutex::default(), changed: Condvar::new(), signals, instructions }
+    }
+
+    /// Changes the state; if anything wants a stop afterwards, every vCPU is told.
+    fn change<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
+        let mut state = lock(&self.state);
+        let result = act(&mut state);
+        if state.stops() {
+            self.stop_all();
+        }
+        self.changed.notify_all();
+        result
+    }
+
+    fn stop_all(&self) {
+        for signals in &self.signals {
+            signals.raise(Signals::STOP);
+        }
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // --- for vCPU threads
+
+    /// Parks vCPU `index` for as long as anything wants the machine to stand. `instructions`: how many it has executed.
+    pub(crate) fn gate(&self, index: usize, seen: &mut Seen, instructions: u64) -> Pass {
+        if let Some(counter) = self.instructions.get(index) {
+            counter.store(instructions, Ordering::Relaxed);
+        }
+        let mut state = lock(&self.state);
+        if state.stops() {
+            state.parked += 1;
+            self.changed.notify_all();
+            while state.stops() && !state.ended {
+                state = self.wait(state);
+            }
+            state.parked -= 1;
+        }
+        if state.ended {
+            return Pass::End;
+        }
+        if let Some(signals) = self.signals.get(index) {
+            signals.lower(Signals::STOP);
+        }
+        let reset = state.entry.clone().filter(|_| seen.resets != state.resets);
+        let flush = seen.flushes != state.flushes;
+        *seen = Seen { resets: state.resets, flushes: state.flushes };
+        Pass::Go { reset, flush }
+    }
+
+    /// A vCPU's triple fault.
+    pub(crate) fn triple_fault(&self, crash: Crash) {
+        self.ask(Request::TripleFault(Box::new(crash)));
+    }
+
+    fn ask(&self, request: Request) {
+        self.change(|state| {
+            state.request.get_or_insert(request);
+        });
+    }
+
+    /// Has every vCPU flush its TLB before it runs on.
+    pub(crate) fn flush_all(&self) {
+        let mut state = lock(&self.state);
+        state.flushes += 1;
+        self.stop_all();
+    }
+
+    // --- for users
+
+    pub(crate) fn quit(&self) {
+        self.change(|state| state.quit = true);
+    }
+
+    pub(crate) fn set_pause(&self, pause: bool) {
+        self.change(|state| state.pause = pause || state.off);
+    }
+
+    /// Waits until the machine stands. False: it has ended.
+    pub(crate) fn wait_paused(&self) -> bool {
+        let mut state = lock(&self.state);
+        while !state.paused && !state.ended {
+            state = self.wait(state);
+        }
+        !state.ended
+    }
+
+    pub(crate) fn instructions(&self) -> Vec<u64> {
+        self.instructions.iter().map(|counter| counter.load(Ordering::Relaxed)).collect()
+    }
+
+    // --- for the supervisor
+
+    /// Waits for something to do.
+    pub(crate) fn next(&self) -> Task {
+        let mut state = lock(&self.state);
+        loop {
+            if state.quit || state.ended {
+                return Task::Quit;
+            }
+            let parked = state.parked == self.signals.len();
+            match &state.request {
+                Some(request) if parked => return Task::Act(request.clone()),
+                Some(_) => {}
+                None if state.pause && !state.paused && parked => return Task::Pause,
+                None if !state.pause && state.paused => return Task::Resume,
+                None => {}
+            }
+            state = self.wait(state);
+        }
+    }
+
+    /// The machine was reset (or is to start): vCPU 0 begins at `entry`.
+    pub(crate) fn start(&self, entry: Entry) {
+        self.change(|state| {
+            state.request = None;
+            if std::mem::take(&mut state.off) {
+                state.pause = false;
+            }
+            state.entry = Some(Arc::new(entry));
+            state.resets += 1;
+        });
+    }
+
+    /// The guest powered off, but the machine is to be kept.
+    pub(crate) fn keep_off(&self) {
+        self.change(|state| (state.request, state.pause, state.off) = (None, true, true));
+    }
+
+    /// The clock stands, or runs again.
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.change(|state| state.paused = paused);
+    }
+
+    /// Ends the machine: every vCPU leaves at the gate.
+    pub(crate) fn end(&self) {
+        self.change(|state| state.ended = true);
+    }
+}
+
+impl PowerSwitch for Control {
+    fn request(&self, request: PowerRequest) {
+        self.ask(Request::Power(request));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,78 @@
+//! A vCPU's thread: runs the interpreter from gate to gate.
+
+use crate::Registers;
+use crate::control::{Control, Crash, Pass, Seen};
+use boot::Entry;
+use cpu::Cpu;
+use cpu::run::{Exit, Interpreter};
+use cpu::state::RIP;
+use std::thread;
+
+/// Runs `cpu` until the machine ends.
+pub(crate) fn run(mut cpu: Cpu, control: &Control) {
+    let _guard = EndOnPanic(control);
+    let mut interpreter = Interpreter::default();
+    let mut seen = Seen::default();
+    let index = usize::try_from(cpu.id).unwrap_or(usize::MAX);
+    loop {
+        match control.gate(index, &mut seen, cpu.instructions) {
+            Pass::End => return,
+            Pass::Go { reset, flush } => {
+                if let Some(entry) = reset {
+                    cpu.reset();
+                    // Memory was loaded behind the cache's back.
+                    interpreter = Interpreter::default();
+                    if index == 0 {
+                        enter(&mut cpu, &entry);
+                    }
+                } else if flush {
+                    cpu.mmu.flush_all();
+                }
+            }
+        }
+        match cpu.run(&mut interpreter) {
+            Exit::Stopped => {}
+            Exit::TripleFault(fault) => {
+                let crash = Crash { registers: Registers::from(&cpu), cause: format!("{fault:?}") };
+                tracing::debug!(target: "cpu_reset", cause = crash.cause, "triple fault\n{}", crash.registers);
+                control.triple_fault(crash);
+            }
+        }
+    }
+}
+
+/// Puts a vCPU that has just been reset into the state that a boot protocol demands.
+fn enter(cpu: &mut Cpu, entry: &Entry) {
+    for (to, from) in cpu.regs.iter_mut().zip(entry.regs) {
+        *to = from;
+    }
+    cpu.regs[RIP] = entry.rip;
+    cpu.set_rflags(entry.rflags.into_bits(), u64::MAX);
+    cpu.seg = entry.seg;
+    cpu.ldtr = entry.ldtr;
+    cpu.tr = entry.tr;
+    cpu.gdtr = entry.gdtr;
+    cpu.idtr = entry.idtr;
+    cpu.cr0 = entry.cr0;
+    cpu.cr3 = entry.cr3;
+    cpu.cr4 = entry.cr4;
+    cpu.efer = entry.efer;
+    cpu.update_paging();
+    if cpu.mmu.load_cr3(entry.cr3, false).is_err() {
+        // Only a PAE directory pointer can be at fault, and no boot protocol starts with legacy PAE paging.
+        tracing::error!(cr3 = entry.cr3, "the boot loader's page tables are not valid");
+    }
+    cpu.mmu.flush_all();
+    cpu.update_mode();
+}
+
+/// Ends the machine when its thread panics, so that nobody waits for a vCPU that is gone.
+struct EndOnPanic<'a>(&'a Control);
+
+impl Drop for EndOnPanic<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.end();
+        }
+    }
+}
