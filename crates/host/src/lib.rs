@@ -23,10 +23,10 @@ pub enum Error {
     )]
     Processor(String),
     /// No memory that can be executed.
-    #[error("cannot map executable memory: {0} (is memfd_create or PROT_EXEC forbidden by a security policy?)")]
+    #[error("cannot map executable memory (is memfd_create or PROT_EXEC forbidden by a security policy?)")]
     CodeMemory(#[source] std::io::Error),
     /// A signal handler could not be installed.
-    #[error("cannot install a signal handler: {0}")]
+    #[error("cannot install a signal handler")]
     Signal(#[source] std::io::Error),
     /// More stub regions than the signal handler knows of.
     #[error("too many vCPUs: only {0} regions of executable memory are possible")]
