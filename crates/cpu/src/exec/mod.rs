@@ -1,5 +1,10 @@
 //! What instructions do, a room a family.
 
+pub mod native;
+pub mod vector;
+pub mod x87;
+pub mod xsave;
+
 use crate::Cpu;
 use iced_x86::Instruction;
 use x86::Exception;
