@@ -11,9 +11,10 @@
 use crate::Cpu;
 use crate::exec::{Flow, Slow};
 use crate::state::{CS, CodeSize};
-use host::native::{Engine, Fault, Needs, Stub, is_allowed};
+use host::native::{Fault, Needs, Stub, is_allowed};
 use host::vector::{MXCSR_MISALIGNED, VectorState};
 use iced_x86::{Instruction, Register};
+use std::cell::Cell;
 use x86::{Exception, Vector};
 
 /// The handler of any instruction that may run on the host.
@@ -22,27 +23,27 @@ pub fn select(instruction: &Instruction) -> Option<Slow> {
     is_allowed(instruction).then_some(execute as Slow)
 }
 
-/// Compiles an instruction once, to be kept with the decoded block and run by [`run`]. `None`: it is not one for the host.
-/// The handle may be kept as long as one likes; [`run`] notices when it has gone stale.
-#[must_use]
-pub fn prepare(engine: &mut Engine, instruction: &Instruction) -> Option<Stub> {
-    engine.prepare(instruction).ok()
-}
-
-/// Runs an instruction that was not prepared.
-fn execute(cpu: &mut Cpu, instruction: &Instruction) -> Result<Flow, Exception> {
-    match cpu.engine.prepare(instruction) {
-        Ok(stub) => run_current(cpu, instruction, &stub),
-        Err(error) => {
-            tracing::debug!(target: "guest_errors", "{instruction:?}: {error}");
-            Err(Exception::UNDEFINED)
-        }
+/// The same as the handler from [`select`] does, for a decoded instruction that keeps its stub: compiled when it
+/// first runs, and again when it has gone stale. Start with a default one. This saves the look-up by operands.
+pub fn run(cpu: &mut Cpu, instruction: &Instruction, kept: &Cell<Stub>) -> Result<Flow, Exception> {
+    let mut stub = kept.get();
+    if !cpu.engine.is_current(&stub) {
+        stub = prepare(cpu, instruction)?;
+        kept.set(stub);
     }
+    run_current(cpu, instruction, &stub)
 }
 
-/// Runs an instruction whose `stub` came from [`prepare`] with this vCPU's engine (or another's, which is only slower).
-pub fn run(cpu: &mut Cpu, instruction: &Instruction, stub: &Stub) -> Result<Flow, Exception> {
-    if cpu.engine.is_current(stub) { run_current(cpu, instruction, stub) } else { execute(cpu, instruction) }
+fn execute(cpu: &mut Cpu, instruction: &Instruction) -> Result<Flow, Exception> {
+    let stub = prepare(cpu, instruction)?;
+    run_current(cpu, instruction, &stub)
+}
+
+fn prepare(cpu: &mut Cpu, instruction: &Instruction) -> Result<Stub, Exception> {
+    cpu.engine.prepare(instruction).map_err(|error| {
+        tracing::debug!(target: "guest_errors", "{:?}: {error}", instruction.code());
+        Exception::UNDEFINED
+    })
 }
 
 /// Raises what the control registers demand before an instruction with these needs.

@@ -9,7 +9,7 @@ use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess
 
 bitflags! {
     /// What an instruction needs of its surroundings.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct Needs: u16 {
         /// The memory operand is read.
         const READ = 1 << 0;

@@ -35,7 +35,8 @@ pub const OPERAND: usize = 64;
 const CAPACITY: usize = 4 << 20;
 
 /// A compiled instruction, good in the engine that made it. It goes stale when that engine's memory has filled up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The default is one that no engine has made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stub {
     /// Which filling of which engine's memory the stub is in.
     generation: u32,
@@ -107,6 +108,9 @@ pub enum Unsupported {
     Host(#[from] Error),
 }
 
+/// Generation of an engine without code: of no stub. (0 is that of the default stub.)
+const NO_CODE: u32 = u32::MAX;
+
 /// The memory operand's place: two cache lines, so that an operand of up to 64 bytes can have the guest's alignment.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -140,7 +144,7 @@ impl Engine {
     pub fn new() -> Self {
         Self {
             code: None,
-            generation: 0,
+            generation: NO_CODE,
             stubs: HashMap::default(),
             encoder: Encoder::new(64),
             factory: InstructionInfoFactory::new(),
