@@ -17,7 +17,7 @@ use iced_x86::{Instruction, Register};
 use std::cell::Cell;
 use x86::{Exception, Vector};
 
-/// The handler of any instruction that may run on the host.
+/// The handler of any instruction that may run on the host. To be asked after all other rooms, which know the special cases.
 #[must_use]
 pub fn select(instruction: &Instruction) -> Option<Slow> {
     is_allowed(instruction).then_some(execute as Slow)

@@ -7,7 +7,7 @@
 mod masked;
 
 use crate::Cpu;
-use crate::exec::native::{self, check, clear_high};
+use crate::exec::native::{check, clear_high};
 use crate::exec::{Flow, Slow};
 use crate::state::CodeSize;
 use host::native::Needs;
@@ -17,7 +17,7 @@ use memory::Scalar;
 use std::sync::atomic::{Ordering, fence};
 use x86::Exception;
 
-/// The handler of an MMX, SSE or AVX instruction.
+/// The handler of an MMX, SSE or AVX instruction that is not left to the host.
 #[must_use]
 pub fn select(instruction: &Instruction) -> Option<Slow> {
     let handler: Slow = match instruction.mnemonic() {
@@ -26,11 +26,7 @@ pub fn select(instruction: &Instruction) -> Option<Slow> {
         Mnemonic::Vzeroupper => zero_upper,
         Mnemonic::Vzeroall => zero_all,
         Mnemonic::Lfence | Mnemonic::Mfence | Mnemonic::Sfence => barrier,
-        _ => {
-            return select_move(instruction)
-                .or_else(|| masked::select(instruction))
-                .or_else(|| native::select(instruction));
-        }
+        _ => return select_move(instruction).or_else(|| masked::select(instruction)),
     };
     Some(handler)
 }

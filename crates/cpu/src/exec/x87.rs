@@ -4,14 +4,14 @@
 //! Left out: the FERR#/IRQ 13 way of reporting errors (see there).
 
 use crate::Cpu;
-use crate::exec::native::{self, check_x87};
+use crate::exec::native::check_x87;
 use crate::exec::{Flow, Slow};
 use crate::state::{CodeSize, RAX};
 use host::vector::VectorState;
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 use x86::Exception;
 
-/// The handler of an x87 instruction.
+/// The handler of an x87 instruction that is not left to the host.
 #[must_use]
 pub fn select(instruction: &Instruction) -> Option<Slow> {
     let handler: Slow = match instruction.mnemonic() {
@@ -26,15 +26,9 @@ pub fn select(instruction: &Instruction) -> Option<Slow> {
         Mnemonic::Frstor => restore,
         // What the 8087 and the 287 needed and their successors ignore.
         Mnemonic::Fneni | Mnemonic::Fndisi | Mnemonic::Fnsetpm => ignore,
-        _ if is_x87(instruction) => return native::select(instruction),
         _ => return None,
     };
     Some(handler)
-}
-
-fn is_x87(instruction: &Instruction) -> bool {
-    use iced_x86::CpuidFeature as F;
-    instruction.cpuid_features().iter().any(|feature| matches!(feature, F::FPU | F::FPU287 | F::FPU387))
 }
 
 /// FWAIT: #NM only if CR0.MP says so too.
