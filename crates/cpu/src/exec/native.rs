@@ -1,7 +1,8 @@
 //! Instructions that the host executes for the guest: SSE to AVX2, MMX, x87, BMI, ADX and the like.
 //!
-//! Here is what surrounds the instruction: whether it may be executed now (SDM vol. 3A, table 13-1 and 2.5; APM vol. 2, 11.2),
-//! its memory operand, its exceptions, and the x87 last-instruction pointers. The arithmetic is `host::native`'s.
+//! Here is what surrounds the instruction: whether it may be executed now (SDM vol. 3A, table 13-1 and 2.5; APM vol. 2,
+//! 11.2), its memory operand, its exceptions, and the x87 last-instruction pointers. The arithmetic is
+//! `host::native`'s.
 //!
 //! Order of checks: #UD and #NM, then #MF, then alignment (#GP), then the operand's #SS, #GP and #PF, then the
 //! instruction's own exceptions. A memory operand that is written is known to be writable before a register changes.
@@ -17,7 +18,8 @@ use iced_x86::{Instruction, Register};
 use std::cell::Cell;
 use x86::{Exception, Vector};
 
-/// The handler of any instruction that may run on the host. To be asked after all other rooms, which know the special cases.
+/// The handler of any instruction that may run on the host. To be asked after all other rooms, which know the special
+/// cases.
 #[must_use]
 pub fn select(instruction: &Instruction) -> Option<Slow> {
     is_allowed(instruction).then_some(execute as Slow)
@@ -179,8 +181,8 @@ fn store(cpu: &mut Cpu, seg: usize, ea: u64, size: usize, linear: u64) -> Result
     }
 }
 
-/// Notes a completed non-control x87 instruction in FOP, FIP and FDP. Outside 64-bit mode the selectors go with the offsets, as
-/// the 32-bit FXSAVE format has them. FDP stays when there is no memory operand.
+/// Notes a completed non-control x87 instruction in FOP, FIP and FDP. Outside 64-bit mode the selectors go with the
+/// offsets, as the 32-bit FXSAVE format has them. FDP stays when there is no memory operand.
 fn record_x87(cpu: &mut Cpu, instruction: &Instruction, stub: &Stub, operand: Option<(usize, u64)>) {
     let flat = cpu.code_size == CodeSize::Bits64;
     let pointer = |cpu: &Cpu, seg: usize, offset: u64| {

@@ -1,7 +1,7 @@
 //! MMX, SSE and AVX instructions. Nearly all of them run on the host by [`native`](super::native).
 //!
-//! What is here moves data without arithmetic, or touches memory in ways that no single host operand can stand for: the plain
-//! moves (for speed), MXCSR, VZEROUPPER and VZEROALL, and the stores of single bytes by a mask. Masked moves and
+//! What is here moves data without arithmetic, or touches memory in ways that no single host operand can stand for: the
+//! plain moves (for speed), MXCSR, VZEROUPPER and VZEROALL, and the stores of single bytes by a mask. Masked moves and
 //! gathers are in [`masked`]. EVEX encodings are not offered.
 
 mod masked;

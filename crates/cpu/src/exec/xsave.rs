@@ -1,8 +1,8 @@
 //! FXSAVE, FXRSTOR, the XSAVE family and XCR0 (SDM vol. 1, chapter 13; APM vol. 2, 11.4 and 11.5).
 //!
-//! Components: x87 (0), SSE (1), AVX (2) and PKRU (9), standard and compacted format. No supervisor component exists, so
-//! XSAVES is XSAVEC and XRSTORS takes the compacted format only. XSAVEOPT writes what is in use whether or not it was
-//! modified since the last XRSTOR, which the manuals allow. XINUSE is found by looking at the registers.
+//! Components: x87 (0), SSE (1), AVX (2) and PKRU (9), standard and compacted format. No supervisor component exists,
+//! so XSAVES is XSAVEC and XRSTORS takes the compacted format only. XSAVEOPT writes what is in use whether or not it
+//! was modified since the last XRSTOR, which the manuals allow. XINUSE is found by looking at the registers.
 //!
 //! MXCSR is not part of XINUSE[1], but XSAVEC saves component 1 also when it is not at its default (SDM vol. 1, 13.6).
 
@@ -235,7 +235,8 @@ fn edx_eax(cpu: &Cpu) -> u64 {
     (cpu.regs[RDX] & 0xffff_ffff) << 32 | (cpu.regs[RAX] & 0xffff_ffff)
 }
 
-/// Offset of a component behind the header in an area whose format is `layout` (XCOMP_BV, or 0 for the standard format).
+/// Offset of a component behind the header in an area whose format is `layout` (XCOMP_BV, or 0 for the standard
+/// format).
 fn offset(component: u64, layout: u64) -> u64 {
     let standard = COMPONENTS.iter().find(|(bit, ..)| *bit == component).map_or(EXTENDED, |&(_, offset, _)| offset);
     if layout & COMPACTED == 0 {

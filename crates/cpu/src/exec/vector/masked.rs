@@ -1,9 +1,9 @@
 //! Vector instructions that access only some elements of their memory operand (SDM vol. 2; APM vol. 4): MASKMOVQ,
 //! MASKMOVDQU, VMASKMOV, VPMASKMOV and the AVX2 gathers.
 //!
-//! Elements that are not selected are not accessed: they neither fault nor show in a trace. A store is checked whole before its
-//! first element changes. A gather that faults keeps what it has gathered and clears the mask of those elements, so
-//! that it goes on where it stopped when it is started again.
+//! Elements that are not selected are not accessed: they neither fault nor show in a trace. A store is checked whole
+//! before its first element changes. A gather that faults keeps what it has gathered and clears the mask of those
+//! elements, so that it goes on where it stopped when it is started again.
 
 use super::{is_ymm, register};
 use crate::Cpu;

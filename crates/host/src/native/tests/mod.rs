@@ -1,5 +1,5 @@
-//! Stubs against an independent execution: every register loaded, the instruction itself executed with its own registers
-//! and its own memory operand, every register stored.
+//! Stubs against an independent execution: every register loaded, the instruction itself executed with its own
+//! registers and its own memory operand, every register stored.
 
 mod reference;
 
