@@ -1,0 +1,202 @@
+//! Command lines, good and bad, with what is made of them.
+
+use cpu::cpuid::Feature;
+use machine::{BoardKind, DebugExitPorts};
+
+use super::*;
+
+fn arguments(line: &[&str]) -> Vec<OsString> {
+    line.iter().map(OsString::from).collect()
+}
+
+fn flags(line: &[&str]) -> Flags {
+    match parse(arguments(line)) {
+        Ok(Request::Boot(flags)) => *flags,
+        other => panic!("{line:?} gave {other:?}"),
+    }
+}
+
+fn printed(line: &[&str]) -> String {
+    match parse(arguments(line)) {
+        Ok(Request::Print(text)) => text,
+        other => panic!("{line:?} gave {other:?}"),
+    }
+}
+
+#[test]
+fn the_line_that_works_word_for_word() {
+    for dash in ["-", "--"] {
+        let line = ["kernel", "initrd", "append", "nographic", "m"].map(|name| format!("{dash}{name}"));
+        let [kernel, initrd, append, nographic, m] = line.each_ref().map(String::as_str);
+        let line = [kernel, "bzImage", initrd, "initramfs", append, "console=ttyS0", nographic, m, "128M"];
+        let flags = flags(&line);
+        assert_eq!(flags.kernel, Some("bzImage".into()));
+        assert_eq!(flags.initrd.as_deref(), Some("initramfs"));
+        assert_eq!(flags.append.as_deref(), Some("console=ttyS0"));
+        assert!(flags.nographic);
+        assert_eq!(flags.memory, Some(128 << 20));
+    }
+}
+
+#[test]
+fn a_value_may_begin_with_dashes_or_be_empty() {
+    assert_eq!(flags(&["-append", "-nographic"]).append.as_deref(), Some("-nographic"));
+    assert_eq!(flags(&["-append", "--x=y z"]).append.as_deref(), Some("--x=y z"));
+    assert_eq!(flags(&["-append", ""]).append.as_deref(), Some(""));
+    assert!(!flags(&["-append", "-nographic"]).nographic);
+}
+
+#[test]
+fn the_last_of_a_flag_counts_and_lists_grow() {
+    let flags = flags(&["-m", "64", "-m", "1G", "-serial", "null", "-serial", "file:x", "-no-reboot", "-no-reboot"]);
+    assert_eq!(flags.memory, Some(1 << 30));
+    assert_eq!(flags.serial, [Serial::Null, Serial::File("x".into())]);
+    assert!(flags.no_reboot);
+}
+
+#[test]
+fn sizes() {
+    let good = [
+        ("128", 128 << 20),
+        ("size=128", 128 << 20),
+        ("65536K", 64 << 20),
+        ("64m", 64 << 20),
+        ("1.5G", 3 << 29),
+        ("64G", 64 << 30),
+        ("1T", 1 << 40),
+        ("33554433B", (32 << 20) + 8192),
+    ];
+    for (text, bytes) in good {
+        assert_eq!(values::memory(text), Ok(bytes), "{text}");
+    }
+    let bad =
+        ["", "lots", "M", "1.M5", ".5G", "-1", "1e3", "12Q", "128MB", "0", "1", "0G", "2T", "99999999999999999999T"];
+    for text in bad {
+        assert!(values::memory(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn boards_processors_and_devices() {
+    let board = flags(&["-M", "q35"]).machine.unwrap();
+    assert_eq!(board.kind, Some(BoardKind::Q35));
+    let board = flags(&["-machine", "type=pc,accel=interp,usb=off"]).machine.unwrap();
+    assert_eq!((board.kind, board.accel), (Some(BoardKind::Pc), Some(Accel::Interp)));
+    let cpu = flags(&["-cpu", "max,-avx2,hypervisor=off"]).cpu.unwrap();
+    assert!(!cpu.has(Feature::AVX2) && !cpu.has(Feature::HYPERVISOR) && cpu.has(Feature::SSE2));
+    let device = flags(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]).device;
+    assert_eq!(device, [Device::DebugExit(DebugExitPorts { iobase: 0xf4, iosize: 4 })]);
+    assert_eq!(flags(&["-device", "isa-debug-exit"]).device, [Device::DebugExit(DebugExitPorts { iobase: 0x501, iosize: 2 })]);
+    assert_eq!(flags(&["-d", "int,cpu_reset", "-D", "log"]).log, Some(LogItems(vec!["int", "cpu_reset"])));
+}
+
+#[test]
+fn what_scripts_pass_and_is_true_here_is_accepted() {
+    let line = [
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-vga",
+        "none",
+        "-vnc",
+        "none",
+        "-monitor",
+        "none",
+        "-nic",
+        "none",
+        "-net",
+        "none",
+        "-parallel",
+        "none",
+        "-smp",
+        "cpus=1,sockets=1,cores=1,threads=1",
+        "-accel",
+        "interp",
+        "-no-shutdown",
+        "-debugcon",
+        "stdio",
+    ];
+    let flags = flags(&line);
+    assert!(flags.nodefaults && flags.no_shutdown);
+    assert_eq!((flags.smp, flags.debugcon), (Some(1), Some(DebugConsole::Stdio)));
+}
+
+/// Each wrong line with words that must be in its answer.
+#[test]
+fn wrong_lines_are_answered_with_one_line_that_helps() {
+    let lines: &[(&[&str], &[&str])] = &[
+        (&["-kernal", "x"], &["-kernal", "did you mean -kernel?"]),
+        (&["--nographics"], &["did you mean -nographic?"]),
+        (&["-frobnicate"], &["-frobnicate", "-help"]),
+        (&["-"], &["-help"]),
+        (&["--"], &["-help"]),
+        (&["disk.img"], &["disk.img", "-kernel"]),
+        (&["-m"], &["-m", "SIZE"]),
+        (&["-m", "lots"], &["-m lots", "512", "2G"]),
+        (&["-m", "0"], &["-m 0", "64"]),
+        (&["-m", "1"], &["-m 1", "64"]),
+        (&["-m", "4096T"], &["1T"]),
+        (&["-m", "128M,slots=2"], &["slots"]),
+        (&["-smp", "2"], &["-smp 2", "-smp 1"]),
+        (&["-smp", "many"], &["-smp 1"]),
+        (&["-cpu", "pentium"], &["max", "qemu64"]),
+        (&["-cpu", "max,+avx22"], &["avx2"]),
+        (&["-M", "microvm"], &["pc", "q35"]),
+        (&["-machine", "pc,accel=tcg"], &["interp"]),
+        (&["-accel", "kvm"], &["interp"]),
+        (&["-accel", "tcg"], &["interp"]),
+        (&["-enable-kvm"], &["leave it out"]),
+        (&["-drive", "file=x"], &["-drive", "-initrd"]),
+        (&["-hda", "x"], &["-hda", "-initrd"]),
+        (&["-display", "gtk"], &["none", "-nographic"]),
+        (&["-serial", "tcp::1"], &["stdio", "file:PATH"]),
+        (&["-serial", "file:"], &["file:PATH"]),
+        (&["-debugcon", "pty"], &["stdio", "file:PATH"]),
+        (&["-monitor", "stdio"], &["none"]),
+        (&["-device", "e1000"], &["isa-debug-exit"]),
+        (&["-device", "isa-debug-exit,iobase=70000"], &["0xffff"]),
+        (&["-device", "isa-debug-exit,iosize=0"], &["1 to 8"]),
+        (&["-d", "int,exec"], &["exec", "in_asm"]),
+        (&["-nographic=yes"], &["-nographic", "no value"]),
+        (&["-watch", "here"], &["-watch here", "hexadecimal"]),
+        (&["-watch-format", "xml"], &["vitrine", "qemu"]),
+    ];
+    for (line, words) in lines {
+        let message = match parse(arguments(line)) {
+            Err(UsageError(message)) => message,
+            other => panic!("{line:?} gave {other:?}"),
+        };
+        assert_eq!(message.lines().count(), 1, "{message}");
+        assert!(message.len() <= 160, "{message}");
+        for word in *words {
+            assert!(message.contains(word), "{line:?}: '{message}' does not say {word}");
+        }
+    }
+}
+
+#[test]
+fn help_lists_every_flag() {
+    let help = printed(&["-help"]);
+    assert_eq!(help, printed(&["--help"]));
+    assert_eq!(help, printed(&["-h"]));
+    for flag in Flags::command().get_arguments() {
+        let name = format!("\n-{}", flag.get_long().unwrap());
+        assert!(help.contains(&name), "{name}");
+        assert!(flag.get_help().is_some(), "{name} has no text");
+    }
+    assert!(help.lines().all(|line| line.chars().count() <= 120), "{help}");
+}
+
+#[test]
+fn version_and_lists() {
+    assert_eq!(printed(&["-version"]), printed(&["--version"]));
+    assert!(printed(&["-version"]).starts_with("Vitrine 0."));
+    for item in values::LOG_ITEMS {
+        assert!(printed(&["-d", "help"]).contains(item.0));
+    }
+    assert!(printed(&["-M", "help"]).contains("q35"));
+    assert!(printed(&["-cpu", "help"]).contains("qemu64"));
+    // A word of the guest's, not a question.
+    assert_eq!(flags(&["-append", "help"]).append.as_deref(), Some("help"));
+}

@@ -1,0 +1,314 @@
+//! What the value of each flag may be. Every refusal says what would be right; the caller puts the flag before it.
+
+use std::path::PathBuf;
+
+use cpu::cpuid::{Model, ModelError};
+use lens::{Watch, WatchError};
+use machine::{BoardKind, DebugExitPorts};
+
+const MIB: u64 = 1 << 20;
+/// The least memory that the smallest of guests can start in.
+const MEMORY_LEAST: u64 = 2 * MIB;
+/// The most: 40 bits of guest physical address, of which the hole below 4 GiB takes some.
+const MEMORY_MOST: u64 = 1 << 40;
+
+/// Memory when `-m` does not say: QEMU's default.
+pub const MEMORY_DEFAULT: u64 = 128 * MIB;
+
+/// Where a serial port leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serial {
+    /// Standard input and output; Ctrl-C ends Vitrine.
+    Stdio,
+    /// Standard input and output with the Ctrl-A keys; Ctrl-C is the guest's.
+    MonStdio,
+    /// Output to a file, no input.
+    File(PathBuf),
+    /// Output nowhere, no input.
+    Null,
+    /// There is no such port.
+    None,
+}
+
+/// Where the debug console leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DebugConsole {
+    /// Standard output.
+    Stdio,
+    /// A file.
+    File(PathBuf),
+}
+
+/// The only value of a flag that turns off what is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Nothing;
+
+/// How guest code is executed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accel {
+    /// By the interpreter.
+    #[default]
+    Interp,
+}
+
+/// The value of `-machine`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Board {
+    /// Which board; `None` if only properties were given.
+    pub kind: Option<BoardKind>,
+    /// `accel=`.
+    pub accel: Option<Accel>,
+}
+
+/// The value of `-device`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// `isa-debug-exit`.
+    DebugExit(DebugExitPorts),
+}
+
+/// The value of `-d`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogItems(pub Vec<&'static str>);
+
+/// The log items, with their texts for `-d help`.
+pub const LOG_ITEMS: [(&str, &str); 5] = [
+    ("int", "interrupts and exceptions as they are delivered"),
+    ("guest_errors", "when the guest does something invalid, such as accessing a register that does not exist"),
+    ("cpu_reset", "the processor's state at each reset"),
+    ("mmu", "what the guest does to its address translation"),
+    ("in_asm", "guest code, each block when it is first decoded"),
+];
+
+/// The list that flag `id` prints when its value is `help`, if it has one.
+pub fn help(id: &str, value: &str) -> Option<String> {
+    if !matches!(value, "help" | "?") {
+        return None;
+    }
+    let (head, rows): (_, &[(&str, &str)]) = match id {
+        "log" => ("Log items (comma separated):", &LOG_ITEMS),
+        "machine" => {
+            ("Supported machines are:", &[("pc", "the usual PC (default)"), ("q35", "the same board for now")])
+        }
+        "accel" => ("Accelerators supported:", &[("interp", "the interpreter")]),
+        "device" => {
+            ("Devices:", &[("isa-debug-exit", "iobase=PORT,iosize=N: a write ends Vitrine with status VALUE * 2 + 1")])
+        }
+        "cpu" => (
+            "Available CPUs (features are added and taken away by name: max,-avx2):",
+            &[
+                ("max", "all that the host has and Vitrine passes through (default)"),
+                ("qemu64", "what QEMU's has: the least x86-64"),
+            ],
+        ),
+        _ => return None,
+    };
+    let rows = rows.iter().map(|(name, text)| format!("{name:15} {text}\n"));
+    Some(format!("{head}\n{}", rows.collect::<String>()))
+}
+
+/// `128` is MiB; suffixes B, K, M, G and T; `size=` may stand before. Rounded up to 8 KiB as QEMU does.
+pub fn memory(text: &str) -> Result<u64, String> {
+    if let Some((_, name)) = text.split_once(',') {
+        let name = name.split('=').next().unwrap_or(name);
+        return Err(format!("'{name}' is not there yet: memory cannot be added later; -m takes a size alone"));
+    }
+    let size = size(text.strip_prefix("size=").unwrap_or(text))
+        .ok_or("a size is a number of MiB or has a suffix K, M, G or T, such as 512 or 2G")?;
+    if size < MEMORY_LEAST {
+        return Err(format!("no guest fits into that; give at least {}, for Linux 64 or more", MEMORY_LEAST / MIB));
+    }
+    if size > MEMORY_MOST {
+        return Err("the processor has 40 bits of physical address; give at most 1T".to_owned());
+    }
+    Ok(size.next_multiple_of(8192))
+}
+
+fn size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text.get(digits.len()..)? {
+        "b" | "B" => 1,
+        "k" | "K" => 1 << 10,
+        "" | "m" | "M" => MIB,
+        "g" | "G" => 1 << 30,
+        "t" | "T" => 1 << 40,
+        _ => return None,
+    };
+    let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+    let all_digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
+    if whole.is_empty() || !all_digits(whole) || !all_digits(fraction) || fraction.len() > 9 {
+        return None;
+    }
+    let whole: u64 = whole.parse().unwrap_or(u64::MAX);
+    let scale = 10_u128.pow(u32::try_from(fraction.len()).ok()?);
+    let fraction: u128 = if fraction.is_empty() { 0 } else { fraction.parse().ok()? };
+    let bytes = u128::from(whole) * u128::from(unit) + fraction * u128::from(unit) / scale;
+    Some(u64::try_from(bytes).unwrap_or(u64::MAX))
+}
+
+/// A model's name, then features to add and to take away.
+pub fn cpu(text: &str) -> Result<Model, ModelError> {
+    Model::parse(text)
+}
+
+/// `[KINDS:][gpa:]ADDR[+LEN]`.
+pub fn watch(text: &str) -> Result<Watch, String> {
+    text.parse().map_err(|error: WatchError| format!("{} (column {})", error.what, error.column + 1))
+}
+
+/// `1`, or QEMU's topology as long as it comes to one.
+pub fn smp(text: &str) -> Result<u32, String> {
+    const RIGHT: &str = "there is one processor for now: -smp 1";
+    for (position, part) in text.split(',').enumerate() {
+        let (name, number) = match part.split_once('=') {
+            Some(pair) => pair,
+            None if position == 0 => ("cpus", part),
+            None => return Err(RIGHT.to_owned()),
+        };
+        let known =
+            matches!(name, "cpus" | "maxcpus" | "sockets" | "dies" | "clusters" | "modules" | "cores" | "threads");
+        if !known || number != "1" {
+            return Err(RIGHT.to_owned());
+        }
+    }
+    Ok(1)
+}
+
+/// `pc` or `q35`, and properties.
+pub fn board(text: &str) -> Result<Board, String> {
+    const RIGHT: &str = "the boards are pc and q35, and the property accel=interp";
+    let mut board = Board::default();
+    for (position, part) in text.split(',').enumerate() {
+        match part.split_once('=') {
+            None if position == 0 => board.kind = Some(board_kind(part).ok_or(RIGHT)?),
+            Some(("type", name)) => board.kind = Some(board_kind(name).ok_or(RIGHT)?),
+            Some(("accel", name)) => board.accel = Some(accel(name)?),
+            // What these turn off is not there.
+            Some(("usb" | "graphics" | "vmport" | "dump-guest-core" | "mem-merge", "off")) => {}
+            _ => return Err(RIGHT.to_owned()),
+        }
+    }
+    Ok(board)
+}
+
+fn board_kind(name: &str) -> Option<BoardKind> {
+    match name {
+        "pc" => Some(BoardKind::Pc),
+        "q35" => Some(BoardKind::Q35),
+        _ => None,
+    }
+}
+
+/// `interp`.
+pub fn accel(text: &str) -> Result<Accel, String> {
+    match text.strip_prefix("accel=").unwrap_or(text) {
+        "interp" => Ok(Accel::Interp),
+        "jit" => Err("the translator is not there yet; write interp".to_owned()),
+        "kvm" => Err("Vitrine emulates every instruction itself and needs no KVM; write interp".to_owned()),
+        "tcg" => Err("that is QEMU's translator; write interp".to_owned()),
+        _ => Err("the one accelerator is interp".to_owned()),
+    }
+}
+
+/// `isa-debug-exit[,iobase=PORT][,iosize=N]`, with QEMU's defaults.
+pub fn device(text: &str) -> Result<Device, String> {
+    const RIGHT: &str = "the one device is isa-debug-exit,iobase=0xf4,iosize=0x4";
+    let mut parts = text.split(',');
+    if parts.next() != Some("isa-debug-exit") {
+        return Err(RIGHT.to_owned());
+    }
+    let DebugExitPorts { mut iobase, mut iosize } = DebugExitPorts::default();
+    for part in parts {
+        let (name, number) = part.split_once('=').ok_or(RIGHT)?;
+        let number = port(number).ok_or("a port is a number up to 0xffff, such as 0xf4")?;
+        match name {
+            "iobase" => iobase = number,
+            "iosize" if (1..=8).contains(&number) => iosize = number,
+            "iosize" => return Err("iosize is 1 to 8".to_owned()),
+            _ => return Err(RIGHT.to_owned()),
+        }
+    }
+    if u32::from(iobase) + u32::from(iosize) > 0x1_0000 {
+        return Err("the ports end at 0xffff".to_owned());
+    }
+    Ok(Device::DebugExit(DebugExitPorts { iobase, iosize }))
+}
+
+fn port(text: &str) -> Option<u16> {
+    match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(digits) => u16::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
+/// `stdio`, `mon:stdio`, `file:PATH`, `null` or `none`.
+pub fn serial(text: &str) -> Result<Serial, String> {
+    match text {
+        "stdio" => Ok(Serial::Stdio),
+        "mon:stdio" => Ok(Serial::MonStdio),
+        "null" => Ok(Serial::Null),
+        "none" => Ok(Serial::None),
+        _ => match text.strip_prefix("file:") {
+            Some(path) if !path.is_empty() => Ok(Serial::File(path.into())),
+            _ => Err("a serial port leads to stdio, mon:stdio, file:PATH, null or none".to_owned()),
+        },
+    }
+}
+
+/// `stdio` or `file:PATH`.
+pub fn debug_console(text: &str) -> Result<DebugConsole, String> {
+    match text.strip_prefix("file:") {
+        _ if text == "stdio" => Ok(DebugConsole::Stdio),
+        Some(path) if !path.is_empty() => Ok(DebugConsole::File(path.into())),
+        _ => Err("the debug console leads to stdio or file:PATH".to_owned()),
+    }
+}
+
+/// Items of [`LOG_ITEMS`], separated by commas.
+pub fn log_items(text: &str) -> Result<LogItems, String> {
+    let mut items = Vec::new();
+    for name in text.split(',') {
+        match LOG_ITEMS.iter().find(|(item, _)| *item == name) {
+            Some((item, _)) => items.push(*item),
+            None => {
+                let names: Vec<&str> = LOG_ITEMS.iter().map(|(item, _)| *item).collect();
+                return Err(format!("'{name}' is no log item; there are {}", names.join(", ")));
+            }
+        }
+    }
+    Ok(LogItems(items))
+}
+
+/// `none`.
+pub fn display(text: &str) -> Result<Nothing, String> {
+    nothing(text, "there is no display yet; write -display none or -nographic")
+}
+
+/// `none`.
+pub fn monitor(text: &str) -> Result<Nothing, String> {
+    nothing(text, "there is no monitor yet; write -monitor none")
+}
+
+/// `none`.
+pub fn no_vga(text: &str) -> Result<Nothing, String> {
+    nothing(text, "there is no graphics adapter yet; write -vga none")
+}
+
+/// `none`.
+pub fn no_vnc(text: &str) -> Result<Nothing, String> {
+    nothing(text, "there is no display yet; write -vnc none")
+}
+
+/// `none`.
+pub fn no_net(text: &str) -> Result<Nothing, String> {
+    nothing(text, "there is no network yet; write -nic none")
+}
+
+/// `none`.
+pub fn no_parallel(text: &str) -> Result<Nothing, String> {
+    nothing(text, "there is no parallel port; write -parallel none")
+}
+
+fn nothing(text: &str, otherwise: &str) -> Result<Nothing, String> {
+    if text == "none" { Ok(Nothing) } else { Err(otherwise.to_owned()) }
+}

@@ -1,0 +1,112 @@
+//! `vitrine -kernel …`: from flags to a machine.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use anyhow::{Context, Result};
+use cpu::cpuid::Model;
+use devices::Sink;
+use lens::Watcher;
+use machine::{Config, DebugConsole};
+
+use crate::flags::values::{self, Device, Serial};
+use crate::flags::{Flags, UsageError};
+use crate::plan::Console;
+use crate::say::say;
+use crate::session::{End, Event, Session, To};
+
+/// Port of the debug console, as QEMU's `-debugcon` has it.
+const DEBUGCON: u16 = 0xe9;
+
+/// Boots what the flags say and stays until it ends.
+///
+/// # Errors
+/// Wrong combinations of flags ([`UsageError`]), files that cannot be read or written, a machine that cannot be made.
+pub fn run(flags: &Flags) -> Result<End> {
+    let console = Console::of(flags)?;
+    if flags.kernel.is_none() {
+        return Err(UsageError(
+            "nothing to boot: give a kernel by -kernel FILE, or no flag at all for the demo".to_owned(),
+        )
+        .into());
+    }
+    if flags.busybox.is_some() {
+        return Err(UsageError("-busybox is for the demo: vitrine -demo -busybox FILE".to_owned()).into());
+    }
+    let mut session = Session::start(|events| {
+        let mut config = config(flags)?;
+        config.serials = console.serial.iter().map(|to| serial(to, events)).collect::<Result<_>>()?;
+        config.debugcon = flags.debugcon.as_ref().map(|to| debug_console(to, events)).transpose()?;
+        if !flags.watch.is_empty() {
+            config.observer = Some(Arc::new(watcher(flags)?));
+        }
+        Ok(config)
+    })?;
+    if console.assumed {
+        say("there is no display yet, so the terminal is used as with -nographic: Ctrl-A x quits, Ctrl-A h helps");
+    }
+    if let Some(mode) = console.terminal {
+        session.attach(mode, console.input)?;
+    }
+    Ok(session.to_the_end())
+}
+
+/// What the flags say of the machine apart from where its console and its observers are.
+pub fn config(flags: &Flags) -> Result<Config> {
+    let mut config = Config::new(Arc::new(flags.cpu.clone().unwrap_or_else(Model::max)));
+    config.memory = flags.memory.unwrap_or(values::MEMORY_DEFAULT);
+    config.cpus = flags.smp.unwrap_or(1);
+    config.board = flags.machine.unwrap_or_default().kind.unwrap_or_default();
+    config.kernel = flags.kernel.clone();
+    config.initrd = flags.initrd.clone();
+    config.append = flags.append.clone().unwrap_or_default();
+    config.no_reboot = flags.no_reboot;
+    config.no_shutdown = flags.no_shutdown;
+    for device in &flags.device {
+        let Device::DebugExit(ports) = device;
+        if config.isa_debug_exit.replace(*ports).is_some() {
+            return Err(UsageError("-device isa-debug-exit is there twice; once is enough".to_owned()).into());
+        }
+    }
+    Ok(config)
+}
+
+fn serial(to: &Serial, events: &Sender<Event>) -> Result<machine::Serial> {
+    Ok(match to {
+        Serial::None => machine::Serial::None,
+        Serial::Null => machine::Serial::Port(Box::new(devices::sink::Null)),
+        Serial::Stdio | Serial::MonStdio => machine::Serial::Port(To::stdout(events)?),
+        Serial::File(path) => machine::Serial::Port(file(path, events)?),
+    })
+}
+
+fn debug_console(to: &values::DebugConsole, events: &Sender<Event>) -> Result<DebugConsole> {
+    let sink = match to {
+        values::DebugConsole::Stdio => To::stdout(events)?,
+        values::DebugConsole::File(path) => file(path, events)?,
+    };
+    Ok(DebugConsole { iobase: DEBUGCON, sink })
+}
+
+fn file(path: &Path, events: &Sender<Event>) -> Result<Box<dyn Sink>> {
+    let file = create(path)?;
+    Ok(To::descriptor(file.into(), path.display().to_string(), events))
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("{} cannot be written", path.display()))
+}
+
+/// The watch that `-watch`, `-watch-format` and `-watch-log` ask for.
+pub fn watcher(flags: &Flags) -> Result<Watcher> {
+    let (to, name): (Box<dyn io::Write + Send>, _) = match &flags.watch_log {
+        Some(path) => (Box::new(create(path)?), path.display().to_string()),
+        None => (Box::new(io::stderr()), "standard error".to_owned()),
+    };
+    let format = flags.watch_format.unwrap_or_default();
+    let broken = move |error| say(format_args!("no more lines of the watch: {name} cannot be written: {error}"));
+    Ok(Watcher::new(&flags.watch, format, to, broken))
+}
