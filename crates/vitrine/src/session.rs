@@ -171,7 +171,10 @@ fn ended(outcome: Result<Outcome, MachineError>) -> End {
         Ok(Outcome::DebugExit(status)) => End::Status(status.to_le_bytes()[0]),
         // As with QEMU's -no-reboot, this is an end like another.
         Ok(Outcome::TripleFault(crash)) => {
-            say(format_args!("triple fault on cpu{} at rip {:x}: {}", crash.registers.cpu, crash.registers.rip, crash.cause));
+            say(format_args!(
+                "triple fault on cpu{} at rip {:x}: {}",
+                crash.registers.cpu, crash.registers.rip, crash.cause
+            ));
             End::Status(0)
         }
         Err(error) => {

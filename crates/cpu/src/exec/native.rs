@@ -246,6 +246,9 @@ pub fn clear_high(vector: &mut VectorState, register: usize) {
 }
 
 #[cfg(test)]
+mod machine_tests;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use iced_x86::Decoder;

@@ -49,11 +49,6 @@ pub fn select(instruction: &Instruction) -> Option<Slow> {
     Some(handler)
 }
 
-/// The XCR0 bits that may be set.
-fn supported() -> u64 {
-    X87 | SSE | AVX | PKRU
-}
-
 /// Whether the instruction has the 64-bit format of the x87 pointers (REX.W).
 fn is_wide(instruction: &Instruction) -> bool {
     matches!(
@@ -419,7 +414,7 @@ fn xsetbv(cpu: &mut Cpu, _: &Instruction) -> Result<Flow, Exception> {
         return Err(Exception::UNDEFINED);
     }
     let value = edx_eax(cpu);
-    if cpu.cpl != 0 || cpu.regs[RCX] & 0xffff_ffff != 0 || !is_valid(value, supported()) {
+    if cpu.cpl != 0 || cpu.regs[RCX] & 0xffff_ffff != 0 || !is_valid(value, cpu.model.xcr0_supported().into_bits()) {
         return Err(Exception::GP0);
     }
     cpu.xcr0 = Xcr0::from_bits(value);
