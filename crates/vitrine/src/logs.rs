@@ -24,8 +24,8 @@ impl Log {
     pub fn start(items: Option<&LogItems>, file: Option<&Path>) -> Result<Self> {
         let to: Box<dyn Write + Send> = match file {
             Some(path) => {
-                let file = File::create(path)
-                    .with_context(|| format!("the log {} (-D) cannot be written", path.display()))?;
+                let file =
+                    File::create(path).with_context(|| format!("the log {} (-D) cannot be written", path.display()))?;
                 Box::new(BufWriter::new(file))
             }
             None => Box::new(io::stderr()),

@@ -7,13 +7,13 @@ use std::any::Any;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use devices::Sink;
-use machine::{Config, Handle, Machine, MachineError, Outcome};
+use machine::{Config, Crash, Handle, Machine, MachineError, Outcome};
 use view::{Action, Escape, Mode, Output, Terminal, terminal};
 
 use crate::feed::Feed;
@@ -104,11 +104,8 @@ impl Session {
 
     /// The next event, or `None` if there is none until `deadline`.
     pub fn next(&self, deadline: Instant) -> Option<Event> {
-        match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(event) => Some(event),
-            // The session holds a sender itself, so the channel is never closed.
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        // The session holds a sender itself, so the channel is never closed and the one error is that of time.
+        self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
     }
 
     /// Waits for the end and says why, if there is more to it than a power off.
@@ -171,7 +168,10 @@ fn ended(outcome: Result<Outcome, MachineError>) -> End {
         Ok(Outcome::DebugExit(status)) => End::Status(status.to_le_bytes()[0]),
         // As with QEMU's -no-reboot, this is an end like another.
         Ok(Outcome::TripleFault(crash)) => {
-            say(format_args!("triple fault on cpu{} at rip {:x}: {}", crash.registers.cpu, crash.registers.rip, crash.cause));
+            say(format_args!(
+                "triple fault on cpu{} at rip {:x}: {}",
+                crash.registers.cpu, crash.registers.rip, crash.cause
+            ));
             End::Status(0)
         }
         Err(error) => {
@@ -179,6 +179,11 @@ fn ended(outcome: Result<Outcome, MachineError>) -> End {
             End::Status(1)
         }
     }
+}
+
+/// Where a vCPU met a triple fault, and why.
+pub fn triple_fault(crash: &Crash) -> String {
+    format!("triple fault on cpu{} at rip {:x}: {}", crash.registers.cpu, crash.registers.rip, crash.cause)
 }
 
 /// The bytes of a device, to a descriptor.

@@ -167,7 +167,9 @@ mod tests {
         let sight = Mark::Sight(Sight { gva: 0x10_0000_0000, gpa: 0x5f_3000, value: 0x736e_6f63 });
         let text = |text: &str| Mark::Text(text.to_owned());
         assert_eq!(
-            marks("[    0.1] Linux\r\nGVA: 1000000000, GPA: 5f3000, Val: 736e6f63\r\n@vitrine done 0\r\n@vitrine done 1\n"),
+            marks(
+                "[    0.1] Linux\r\nGVA: 1000000000, GPA: 5f3000, Val: 736e6f63\r\n@vitrine done 0\r\n@vitrine done 1\n"
+            ),
             [text("[    0.1] Linux"), sight.clone(), Mark::Done("0".to_owned())]
         );
         assert_eq!(marks("[ 1.2] noiseGVA: 1000000000, GPA: 5f3000, Val: 736e6f63[ 1.3] noise\n"), [sight]);

@@ -14,7 +14,8 @@ use super::apt::{self, Apt, Package};
 use super::progress::Step;
 
 /// Meta-packages that lead to the kernel: Debian's, Ubuntu's, then larger ones.
-const KERNELS: [&str; 4] = ["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-generic", "linux-image-amd64"];
+const KERNELS: [&str; 4] =
+    ["linux-image-cloud-amd64", "linux-image-virtual", "linux-image-generic", "linux-image-amd64"];
 
 const BUSYBOX: &str = "busybox-static";
 
@@ -78,7 +79,8 @@ pub fn find(cache: &Path, kernel: Option<&Path>, busybox: Option<&Path>) -> Resu
     match (kernel, busybox) {
         (Some(kernel), Some(busybox)) => Ok(Files { kernel, busybox }),
         (kernel, _) => {
-            let what = if kernel.is_none() { "kernel (and none in /boot)" } else { "static busybox (and none in PATH)" };
+            let what =
+                if kernel.is_none() { "kernel (and none in /boot)" } else { "static busybox (and none in PATH)" };
             let reason = reason.map(|reason| format!(": {reason:#}")).unwrap_or_default();
             bail!("no package with a {what}{reason}; give files by -demo -kernel FILE -busybox FILE")
         }
@@ -230,7 +232,10 @@ mod tests {
             ..Package::default()
         };
         let known = [
-            package("linux-image-virtual", &["libc6", "linux-image-6.8.0-88-generic", "linux-modules-6.8.0-88-generic"]),
+            package(
+                "linux-image-virtual",
+                &["libc6", "linux-image-6.8.0-88-generic", "linux-modules-6.8.0-88-generic"],
+            ),
             package("linux-image-6.8.0-88-generic", &[]),
             package("linux-image-amd64", &["linux-image-gone"]),
         ];

@@ -21,13 +21,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use lens::Watcher;
 use lens::watch::{Kinds, Start, Watch};
+use machine::Outcome;
 use memory::Gva;
 use view::Mode;
 
 use crate::flags::{Flags, UsageError};
 use crate::run;
 use crate::say::{line, say};
-use crate::session::{End, Event, Session, To};
+use crate::session::{End, Event, Session, To, triple_fault};
 use console::Console;
 pub use console::{Mark, Sight};
 use guest::Program;
@@ -151,7 +152,8 @@ fn experiment(session: &Session, step: &Step, program: &Program, lines: &Lines) 
                 return Ok(Ok(Report::new(sight, &lines.taken(), program.read_again)));
             }
             Some(Event::Ended(outcome)) => match outcome {
-                Ok(outcome) => bail!("the guest ended before the experiment was done: {outcome:x?}"),
+                Ok(Outcome::TripleFault(crash)) => bail!(triple_fault(&crash)),
+                Ok(outcome) => bail!("the guest ended before the experiment was done ({outcome:?})"),
                 Err(error) => return Err(error.into()),
             },
             Some(event) => {

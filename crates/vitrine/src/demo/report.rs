@@ -50,7 +50,11 @@ impl fmt::Display for Report {
         writeln!(f, "\nThe guest's program wrote \"cons\" to a page of its own, and sees it there:\n")?;
         writeln!(f, "    GVA: {gva:x}, GPA: {gpa:x}, Val: {value:x}\n")?;
         let Some((line, seen)) = &self.vitrine else {
-            return writeln!(f, "Vitrine did not see the read at rip {:x}.\n\n    ✗ nothing to compare", self.read_again);
+            return writeln!(
+                f,
+                "Vitrine did not see the read at rip {:x}.\n\n    ✗ nothing to compare",
+                self.read_again
+            );
         };
         writeln!(f, "The program read it again, and Vitrine saw that through all four addresses:\n\n    {line}")?;
         for note in &self.notes {

@@ -86,7 +86,10 @@ fn boards_processors_and_devices() {
     assert!(!cpu.has(Feature::AVX2) && !cpu.has(Feature::HYPERVISOR) && cpu.has(Feature::SSE2));
     let device = flags(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]).device;
     assert_eq!(device, [Device::DebugExit(DebugExitPorts { iobase: 0xf4, iosize: 4 })]);
-    assert_eq!(flags(&["-device", "isa-debug-exit"]).device, [Device::DebugExit(DebugExitPorts { iobase: 0x501, iosize: 2 })]);
+    assert_eq!(
+        flags(&["-device", "isa-debug-exit"]).device,
+        [Device::DebugExit(DebugExitPorts { iobase: 0x501, iosize: 2 })]
+    );
     assert_eq!(flags(&["-d", "int,cpu_reset", "-D", "log"]).log, Some(LogItems(vec!["int", "cpu_reset"])));
 }
 
