@@ -1,8 +1,8 @@
 //! Initial RAM disks for Linux.
 
 use crate::BootError;
-use crate::image;
 use crate::ram::{Ram, amount, mib, mib_up, to_u64};
+use crate::{archive, image};
 use memory::Gpa;
 use std::path::Path;
 use x86::PAGE_OFFSET;
@@ -46,8 +46,16 @@ pub(crate) fn place(ram: &dyn Ram, names: &str, floor: Gpa, ceiling: Gpa) -> Res
         whole.resize(whole.len().next_multiple_of(4), 0);
         let used = to_u64(whole.len());
         match image::read_whole(Path::new(name), room.saturating_sub(used))? {
-            Ok(mut bytes) if whole.is_empty() => std::mem::swap(&mut whole, &mut bytes),
-            Ok(bytes) => whole.extend_from_slice(&bytes),
+            Ok(bytes) => {
+                if let Some(what) = archive::damage(&bytes) {
+                    return Err(BootError::Bad { file: name.to_owned(), what });
+                }
+                if whole.is_empty() {
+                    whole = bytes;
+                } else {
+                    whole.extend_from_slice(&bytes);
+                }
+            }
             Err(size) => return Err(too_large(used.saturating_add(size))),
         }
     }

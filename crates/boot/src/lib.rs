@@ -6,6 +6,7 @@
 //! [`BootError`] that names the file and what is wrong with it.
 
 mod acpi;
+mod archive;
 mod bios;
 pub mod board;
 mod dsdt;

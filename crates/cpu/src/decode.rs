@@ -89,7 +89,15 @@ fn operation(i: &Instruction, model: &Model) -> Op {
     if let Some(op) = hot.iter().find_map(|select| select(i)) {
         return op;
     }
-    let rare = [exec::segment::select, exec::far::select, exec::interrupt::select, exec::io::select, exec::control::select, exec::syscall::select, exec::system::select];
+    let rare = [
+        exec::segment::select,
+        exec::far::select,
+        exec::interrupt::select,
+        exec::io::select,
+        exec::control::select,
+        exec::syscall::select,
+        exec::system::select,
+    ];
     match rare.iter().find_map(|select| select(i)) {
         Some(slow) => Op::slow(slow, i),
         None => Op::slow(undefined, i),

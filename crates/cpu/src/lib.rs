@@ -10,6 +10,7 @@ pub mod debug;
 pub mod decode;
 pub mod exec;
 pub mod hooks;
+pub mod msr;
 pub mod op;
 pub mod operand;
 pub mod reset;
@@ -20,6 +21,7 @@ pub mod tss;
 pub use hooks::{Clock, LocalApic, PortIo, Signals};
 pub use state::Cpu;
 
-pub mod msr;
+#[cfg(test)]
+mod differential;
 #[cfg(test)]
 mod testing;

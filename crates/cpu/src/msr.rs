@@ -210,8 +210,7 @@ impl Cpu {
                 if value & !MISC_ENABLE_DEFINED != 0 {
                     return None;
                 }
-                self.msrs.misc_enable =
-                    value & !MISC_ENABLE_READ_ONLY | self.msrs.misc_enable & MISC_ENABLE_READ_ONLY;
+                self.msrs.misc_enable = value & !MISC_ENABLE_READ_ONLY | self.msrs.misc_enable & MISC_ENABLE_READ_ONLY;
             }
             // Loading microcode does nothing, and the revision stays.
             msr::BIOS_UPDT_TRIG | msr::BIOS_SIGN_ID => {}
@@ -360,3 +359,5 @@ fn mtrr_mut(msrs: &mut Msrs, number: u32) -> Option<&mut u64> {
     }
 }
 
+#[cfg(test)]
+mod tests;

@@ -3,11 +3,11 @@
 //! Firmware is not emulated, so the memory-type registers begin as firmware leaves them (see [`crate::msr`]).
 //! The TSC keeps counting from the machine's start through a reset, so that those of all vCPUs agree.
 
+use crate::Cpu;
 use crate::cpuid::Model;
 use crate::debug::{DR6_ONES, DR7_ONES};
 use crate::hooks::{Clock, LocalApic, PortIo, Signals};
 use crate::msr::APIC_BASE_BSP;
-use crate::Cpu;
 use crate::state::{CS, CodeSize, Msrs, RDX, RIP, Shadow};
 use host::vector::VectorState;
 use memory::{Mmu, PhysicalMap};
@@ -177,3 +177,6 @@ impl Cpu {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -83,11 +83,35 @@ impl Cpu {
         self.finish(interpreter, end)
     }
 
+    /// Runs one instruction (one iteration of a repeated one), whatever is pending: for debuggers and tests.
+    ///
+    /// # Errors
+    /// The processor shut down.
+    pub fn single_step(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+        self.forget_modified(interpreter);
+        self.step(interpreter)
+    }
+
+    /// Drops the decoded blocks of pages in which code was overwritten.
+    #[inline(always)]
+    fn forget_modified(&mut self, interpreter: &mut Interpreter) {
+        if self.mmu.code_modified() {
+            for page in self.mmu.take_modified_code() {
+                interpreter.cache.drop_page(page);
+            }
+        }
+    }
+
     /// Runs one instruction with everything around it that a debugger or a shadow asks for.
     #[cold]
     #[inline(never)]
     fn step(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
         let shadow = self.shadow;
+        if self.debug_pending != 0 && shadow != Shadow::MovSs {
+            // Left by an instruction that traps only now, such as SYSRET setting TF.
+            self.stepping = false;
+            return self.after_instruction();
+        }
         let end = match self.before_instruction() {
             Ok(()) => match interpreter.cache.find(self) {
                 Ok(Found::Cached(number)) => self.execute(interpreter.cache.get(number), 1),
@@ -155,14 +179,10 @@ impl Cpu {
         end
     }
 
-    /// Delivers the fault that ended a block, forgets code that was overwritten.
+    /// Forgets code that was overwritten, delivers the fault that ended a block.
     #[inline(always)]
     fn finish(&mut self, interpreter: &mut Interpreter, end: End) -> Result<(), TripleFault> {
-        if self.mmu.code_modified() {
-            for page in self.mmu.take_modified_code() {
-                interpreter.cache.drop_page(page);
-            }
-        }
+        self.forget_modified(interpreter);
         match end {
             End::Continue => Ok(()),
             End::Halt => {

@@ -1,14 +1,16 @@
-//! A board for tests: RAM at zero, ports that remember writes, a clock that is set by hand, a local APIC of a few fields.
+//! A board for tests: RAM at zero, ports that answer with their number, a clock that is set by hand, a local APIC of a few fields.
 
 use crate::cpuid::Model;
+use crate::exec::Flow;
 use crate::hooks::{Clock, LocalApic, PortIo, Signals};
 use crate::msr::{APIC_BASE_BSP, APIC_BASE_ENABLE};
 use crate::reset::Connections;
-use crate::state::Cpu;
-use memory::PhysicalMap;
+use crate::state::{CS, Cpu, RIP};
+use memory::ram::GuestRam;
+use memory::{Gpa, PhysicalMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
-use std::sync::{Arc, Mutex};
-use x86::msr;
+use x86::{Attributes, Exception, Segment, Selector, msr};
 
 /// A clock that a test moves.
 #[derive(Debug, Default)]
@@ -20,18 +22,15 @@ impl Clock for TestClock {
     }
 }
 
-/// Every port reads as its own number; writes are kept.
-#[derive(Debug, Default)]
-pub struct TestPorts(pub Mutex<Vec<(u16, usize, u32)>>);
+/// Every port reads as its own number and swallows writes.
+#[derive(Debug)]
+pub struct TestPorts;
 
 impl PortIo for TestPorts {
     fn read(&self, port: u16, _: usize) -> u32 {
         port.into()
     }
-
-    fn write(&self, port: u16, size: usize, value: u32) {
-        self.0.lock().unwrap().push((port, size, value));
-    }
+    fn write(&self, _: u16, _: usize, _: u32) {}
 }
 
 /// APIC_BASE, TPR and the deadline.
@@ -74,22 +73,86 @@ pub struct Board {
     pub cpu: Cpu,
     /// Its clock.
     pub clock: Arc<TestClock>,
-    /// Its ports.
-    pub ports: Arc<TestPorts>,
     /// Its local APIC.
     pub apic: Arc<TestApic>,
 }
 
-/// A board with the given CPU model (as `-cpu` takes it) and RAM from address zero.
-pub fn board(model: &str, map: Arc<PhysicalMap>) -> Board {
-    let (clock, ports, apic) = <(Arc<TestClock>, Arc<TestPorts>, Arc<TestApic>)>::default();
+/// A board with the given CPU model (as `-cpu` takes it) and 2 MiB of RAM from address zero.
+pub fn board(model: &str) -> Board {
+    let (clock, apic) = <(Arc<TestClock>, Arc<TestApic>)>::default();
     let connections = Connections {
-        map,
+        map: Arc::new(PhysicalMap::new(GuestRam::new(2 << 20).unwrap()).unwrap()),
         signals: Arc::new(Signals::default()),
-        ports: ports.clone(),
+        ports: Arc::new(TestPorts),
         apic: apic.clone(),
         clock: clock.clone(),
     };
     let model = Arc::new(Model::parse(model).unwrap());
-    Board { cpu: Cpu::new(0, model, connections), clock, ports, apic }
+    Board { cpu: Cpu::new(0, model, connections), clock, apic }
+}
+
+/// Where [`Board::long_mode`] puts its page tables: 16 KiB.
+pub const TABLES: u64 = 0x1000;
+
+/// A flat segment of the given privilege level.
+pub fn flat(selector: u16, kind: u8, dpl: u8, long: bool) -> Segment {
+    let attributes = Attributes::new()
+        .with_kind(kind)
+        .with_code_or_data(true)
+        .with_present(true)
+        .with_dpl(dpl)
+        .with_granular(true)
+        .with_long(long)
+        .with_big(!long);
+    Segment { base: 0, limit: u32::MAX, selector: Selector::from_bits(selector), attributes }
+}
+
+impl Board {
+    /// Writes 64-bit words to guest memory.
+    pub fn poke(&self, gpa: u64, words: &[u64]) {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.cpu.mmu.map().write(Gpa(gpa), &bytes).unwrap();
+    }
+
+    /// Flat 32-bit protected mode without paging, CPL 0, from reset.
+    pub fn protected_mode(&mut self) {
+        let cpu = &mut self.cpu;
+        cpu.reset();
+        cpu.set_cr0(0x11).unwrap();
+        cpu.seg = [flat(0x10, 3, 0, false); 6];
+        cpu.seg[CS] = flat(8, 11, 0, false);
+        cpu.regs[RIP] = 0x8000;
+        cpu.update_mode();
+    }
+
+    /// 64-bit mode at privilege level `cpl`, from reset; the first 2 MiB are mapped to themselves, for user mode too.
+    pub fn long_mode(&mut self, cpl: u8) {
+        let rights = 7;
+        self.poke(TABLES, &[(TABLES + 0x1000) | rights]);
+        self.poke(TABLES + 0x1000, &[(TABLES + 0x2000) | rights]);
+        self.poke(TABLES + 0x2000, &[0x80 | rights]);
+        self.protected_mode();
+        let cpu = &mut self.cpu;
+        cpu.set_cr4(0x20).unwrap();
+        cpu.set_cr3(TABLES).unwrap();
+        cpu.write_msr(msr::EFER, 0x901).unwrap();
+        cpu.set_cr0(0x8001_0011).unwrap();
+        let rpl = u16::from(cpl);
+        cpu.seg = [flat(0x10 | rpl, 3, cpl, false); 6];
+        cpu.seg[CS] = flat(8 | rpl, 11, cpl, true);
+        cpu.update_mode();
+    }
+
+    /// Decodes and executes one instruction, as the run loop would; faults are returned, not delivered.
+    pub fn execute(&mut self, bytes: &[u8]) -> Result<Flow, Exception> {
+        let cpu = &mut self.cpu;
+        let model = cpu.model.clone();
+        let decoded = crate::decode::block(bytes, cpu.code_size, &model, 1);
+        let op = &decoded.ops[0];
+        let flow = (op.exec)(cpu, op)?;
+        if !matches!(flow, Flow::Jump | Flow::Repeat) {
+            cpu.regs[RIP] += u64::from(op.len);
+        }
+        Ok(flow)
+    }
 }

@@ -1,5 +1,11 @@
 //! What devices ask of the machine as a whole: power off, reset, end; and the A20 gate.
 
+use crate::hpet::Hpet;
+use crate::ioapic::IoApic;
+use crate::lapic::LocalApic;
+use crate::pic::Pic;
+use crate::pit::Pit;
+use crate::rtc::Rtc;
 use crate::sync::lock;
 use std::fmt::{self, Debug};
 use std::sync::Mutex;
@@ -30,6 +36,18 @@ pub trait Reset {
     /// machine stay.
     fn reset(&self);
 }
+
+macro_rules! reset {
+    ($($device:ty)*) => {$(
+        impl Reset for $device {
+            fn reset(&self) {
+                // The device's own method, which is found first.
+                <$device>::reset(self);
+            }
+        }
+    )*};
+}
+reset!(Hpet IoApic LocalApic Pic Pit Rtc);
 
 /// Told of the A20 gate's new position.
 type Moved = Box<dyn Fn(bool) + Send + Sync>;

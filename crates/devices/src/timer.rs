@@ -4,9 +4,12 @@
 //! one thread sits in [`Timers::run`] and sleeps until the next of them; in a deterministic machine, and in tests,
 //! [`Timers::fire_due`] is called when the clock has moved.
 //!
-//! An expiry may come late (the host was busy) and may come after the timer was disarmed or moved (another thread did it
-//! while the expiry was on its way). A device therefore takes its own lock, reads the clock and decides from its own
-//! registers what is due; an expiry says "look", not "it is time".
+//! An expiry may come late (the host was busy) and may come after the timer was disarmed or moved (another thread did
+//! it while the expiry was on its way). A device therefore takes its own lock, reads the clock and decides from its
+//! own registers what is due; an expiry says "look", not "it is time".
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Debug};
@@ -183,7 +186,8 @@ impl Queue {
 }
 
 impl Timer {
-    /// Sets the deadline (nanoseconds of the machine's clock) in place of the one before. One in the past is due at once.
+    /// Sets the deadline (nanoseconds of the machine's clock) in place of the one before. One in the past is due at
+    /// once.
     pub fn arm(&self, deadline_ns: u64) {
         self.timers.set(self.slot, Some(deadline_ns));
     }

@@ -8,6 +8,7 @@ pub mod alu;
 pub mod code;
 pub mod features;
 pub mod native;
+pub mod oracle;
 pub mod signal;
 pub mod vector;
 

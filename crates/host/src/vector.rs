@@ -91,6 +91,21 @@ impl VectorState {
         image_mxcsr, set_image_mxcsr: u32 at 24
     }
 
+    /// FOP, FIP and FDP.
+    #[inline(always)]
+    #[must_use]
+    pub fn x87_pointers(&self) -> (u16, u64, u64) {
+        (self.fop(), self.fip(), self.fdp())
+    }
+
+    /// Sets FOP, FIP and FDP.
+    #[inline(always)]
+    pub fn set_x87_pointers(&mut self, (fop, fip, fdp): (u16, u64, u64)) {
+        self.set_fop(fop);
+        self.set_fip(fip);
+        self.set_fdp(fdp);
+    }
+
     /// FNINIT: FCW 037Fh, everything else zero and all registers empty (their contents stay).
     pub fn init_x87(&mut self) {
         self.set_fcw(0x37f);

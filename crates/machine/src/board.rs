@@ -5,35 +5,53 @@
 //! | 60h, 64h | keyboard controller | ISA 1 |
 //! | 92h | fast A20 and reset | |
 //! | B2h–B3h | SMI command and status | |
+//! | 20h–21h, A0h–A1h, 4D0h–4D1h | 8259 interrupt controllers | |
+//! | 40h–43h, 61h | 8254 timer | ISA 0, through the HPET |
+//! | 70h–71h | CMOS clock | ISA 8, through the HPET |
 //! | 2E8h, 2F8h, 3E8h, 3F8h (8 each) | serial ports | ISA 3 (COM2, COM4), ISA 4 (COM1, COM3) |
 //! | 510h–511h | fw_cfg | |
 //! | 600h–60Bh | ACPI events, control, timer | ISA 9, level |
 //! | 620h–623h | ACPI general-purpose events | ISA 9 |
 //! | CF8h–CFFh | PCI configuration, reset register at CF9h | |
 //!
+//! | addresses | what | interrupt |
+//! |---|---|---|
+//! | FEC00000h | I/O APIC | |
+//! | FED00000h | HPET | ISA 0 and 8, or I/O APIC inputs 16–23 |
+//! | FEE00000h | local APICs | |
+//!
 //! ISA interrupts go to the 8259s and to the I/O APIC's input of the same number, but for ISA 0, which goes to input 2.
 
 use crate::config::{Config, MachineError, Serial};
 use crate::control::Control;
 use crate::wiring::share;
-use crate::{BoardKind, MachineClock};
+use crate::{BoardKind, MachineClock, firmware};
 use boot::{BoardInfo, Com};
+use cpu::cpuid::{Feature, Model};
 use cpu::reset::Connections;
 use cpu::{Cpu, Signals};
 use devices::debug_exit::DebugExit;
 use devices::debugcon::DebugCon;
 use devices::fw_cfg::{self, FwCfg, Items, Key};
+use devices::hpet::{Hpet, HpetLines};
 use devices::i8042::{self, I8042};
+use devices::ioapic::IoApic;
+use devices::lapic::{ApicBus, ApicConfig, ApicMmio, ExtInt, LocalApic};
+use devices::line::{Fanout, NoLine};
 use devices::pci::{self, HostBridge, PciBus};
+use devices::pic::Pic;
+use devices::pit::Pit;
 use devices::pm::{self, Pm, ResetControl};
 use devices::port92::Port92;
+use devices::rtc::{CmosConfig, Rtc};
 use devices::timer::Timers;
 use devices::uart::{self, Uart};
-use devices::{A20, Pin, PortBus, PowerSwitch, Reset};
-use memory::PhysicalMap;
-use memory::ram::GuestRam;
+use devices::{A20, Pin, PortBus, PortDevice, PowerSwitch, Reset};
+use memory::ram::{GuestRam, RamRegion};
+use memory::{Gpa, Mmio, PhysicalMap};
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 /// Everything that is soldered on.
 pub(crate) struct Board {
@@ -45,6 +63,9 @@ pub(crate) struct Board {
     pub(crate) info: BoardInfo,
     /// COM1 to COM4, as far as they are there.
     uarts: Vec<Option<Arc<Uart>>>,
+    apics: Vec<Arc<LocalApic>>,
+    pic: Arc<Pic>,
+    pit: Arc<Pit>,
     /// What a reset resets, in this order: devices, then the controllers that hear them.
     resets: Vec<Arc<dyn Reset + Send + Sync>>,
 }
@@ -60,6 +81,15 @@ impl Board {
     pub(crate) fn reset(&self) {
         for device in &self.resets {
             device.reset();
+        }
+        firmware::set_up(&self.pic, &self.pit, self.info.sci);
+    }
+
+    /// Puts the first vCPU's local APIC into the state in which firmware leaves it. To be called once the vCPU has been
+    /// reset, which resets its APIC.
+    pub(crate) fn hand_over(&self) {
+        if let Some(apic) = self.apics.first() {
+            apic.set_virtual_wire();
         }
     }
 
@@ -87,9 +117,11 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
     let timers = Timers::new(clock.clone());
     let mut info = BoardInfo { coms: Vec::new(), ..BoardInfo::default() };
 
-    let map = PhysicalMap::new(GuestRam::new(config.memory)?)?;
+    let mut map = PhysicalMap::new(GuestRam::new(config.memory)?)?;
     let mut build = Builder { ports: PortBus::new(), resets: Vec::new() };
-    let irqs: [Pin; 16] = std::array::from_fn(|_| devices::line::NoLine::pin());
+    let interrupts = Interrupts::make(&config.cpu_model, &signals, &timers, &mut map, &info)?;
+    let irqs = interrupts.isa();
+    let pit = build.clocks(&interrupts, &irqs, &timers, &mut map, config.hpet.then_some(info.hpet))?;
     let map = Arc::new(map);
 
     let a20 = build.a20(&map, &control);
@@ -106,36 +138,20 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
         build.ports.add(exit.iobase, exit.iosize, 4, Arc::new(DebugExit::new(power)))?;
     }
 
+    build.interrupts(&interrupts)?;
     let Builder { ports, resets } = build;
+    let Interrupts { apics, pic, .. } = interrupts;
     let ports = Arc::new(ports);
-    let cpus = (0..).zip(signals).map(|(id, signals)| {
-        let connections = Connections {
-            map: map.clone(),
-            signals,
-            ports: ports.clone(),
-            apic: Arc::new(NoApic),
-            clock: clock.clone(),
-        };
+    let cpus = (0..).zip(signals).zip(&apics).map(|((id, signals), apic)| {
+        let connections =
+            Connections { map: map.clone(), signals, ports: ports.clone(), apic: apic.clone(), clock: clock.clone() };
         let mut cpu = Cpu::new(id, config.cpu_model.clone(), connections);
         cpu.mmu.set_observer(config.observer.clone());
         cpu
     });
     let cpus = cpus.collect();
-    let board = Arc::new(Board { map, clock, timers, pm, info, uarts, resets });
+    let board = Arc::new(Board { map, clock, timers, pm, info, uarts, resets, apics, pic, pit });
     Ok(Made { board, control, cpus })
-}
-
-#[derive(Debug)]
-struct NoApic;
-impl cpu::LocalApic for NoApic {
-    fn acknowledge(&self) -> Option<u8> { None }
-    fn task_priority(&self) -> u8 { 0 }
-    fn set_task_priority(&self, _: u8) {}
-    fn read_msr(&self, _: u32) -> Option<u64> { None }
-    fn write_msr(&self, _: u32, _: u64) -> Option<()> { None }
-    fn set_deadline(&self, _: Option<u64>) {}
-    fn deadline(&self) -> Option<u64> { None }
-    fn init(&self) {}
 }
 
 /// What is collected while the board is made.
@@ -144,7 +160,112 @@ struct Builder {
     resets: Vec<Arc<dyn Reset + Send + Sync>>,
 }
 
+/// The interrupt controllers.
+struct Interrupts {
+    apics: Vec<Arc<LocalApic>>,
+    ioapic: Arc<IoApic>,
+    pic: Arc<Pic>,
+}
+
+impl Interrupts {
+    fn make(
+        model: &Model,
+        signals: &[Arc<Signals>],
+        timers: &Arc<Timers>,
+        map: &mut PhysicalMap,
+        info: &BoardInfo,
+    ) -> Result<Self, MachineError> {
+        let bus = ApicBus::new();
+        let pic = Pic::new(bus.intr_pin());
+        let source: Arc<dyn ExtInt> = pic.clone();
+        bus.set_ext_int(Arc::downgrade(&source));
+        let apics = (0..).zip(signals).map(|(id, signals)| {
+            let config = ApicConfig {
+                id,
+                bsp: id == 0,
+                x2apic: model.has(Feature::X2APIC),
+                tsc_deadline: model.has(Feature::TSC_DEADLINE),
+                physical_bits: model.physical_bits(),
+            };
+            LocalApic::new(config, &bus, timers, signals.clone())
+        });
+        let apics = apics.collect();
+        let ioapic = IoApic::new(&bus);
+        add_mmio(map, info.ioapic, IoApic::SIZE, ioapic.clone())?;
+        add_mmio(map, info.lapic, ApicMmio::SIZE, Arc::new(ApicMmio::new(bus, info.lapic.into())))?;
+        Ok(Self { apics, ioapic, pic })
+    }
+
+    /// The 16 ISA interrupts, each at both controllers. ISA 0 goes to the I/O APIC's input 2, as the ACPI tables say.
+    fn isa(&self) -> [Pin; 16] {
+        std::array::from_fn(|n| {
+            let pic = u8::try_from(n).map_or_else(|_| NoLine::pin(), |n| self.pic.pin(n));
+            let ioapic = self.ioapic.pin(if n == 0 { 2 } else { n });
+            if n == 2 { NoLine::pin() } else { Arc::new(Fanout(vec![pic, ioapic])) }
+        })
+    }
+}
+
+fn add_mmio(map: &mut PhysicalMap, base: u32, size: u64, device: Arc<dyn Mmio>) -> Result<(), MachineError> {
+    let base = Gpa(base.into());
+    Ok(map.add_mmio(base..base.wrapping_add(size), device)?)
+}
+
 impl Builder {
+    /// The controllers themselves: the last to be reset, when every line is at rest.
+    fn interrupts(&mut self, interrupts: &Interrupts) -> Result<(), MachineError> {
+        self.byte_ports(&Pic::PORTS, &interrupts.pic)?;
+        self.resets.push(interrupts.ioapic.clone());
+        self.resets.push(interrupts.pic.clone());
+        for apic in &interrupts.apics {
+            self.resets.push(apic.clone());
+        }
+        Ok(())
+    }
+
+    fn byte_ports<D: PortDevice + 'static>(&mut self, ports: &[u16], device: &Arc<D>) -> Result<(), MachineError> {
+        for port in ports {
+            self.ports.add(*port, 1, 1, device.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Interval timer, CMOS clock and, if there is one, the HPET at `hpet`, which their interrupts then go through.
+    fn clocks(
+        &mut self,
+        interrupts: &Interrupts,
+        isa: &[Pin; 16],
+        timers: &Arc<Timers>,
+        map: &mut PhysicalMap,
+        hpet: Option<u32>,
+    ) -> Result<Arc<Pit>, MachineError> {
+        let (irq0, irq8) = (isa[0].clone(), isa[8].clone());
+        let (irq0, irq8) = match hpet {
+            None => (irq0, irq8),
+            Some(base) => {
+                let gsi16 = std::array::from_fn(|n| interrupts.ioapic.pin(16 + n));
+                let hpet = Hpet::new(timers, HpetLines { irq0, irq8, gsi16 });
+                add_mmio(map, base, Hpet::SIZE, hpet.clone())?;
+                self.resets.push(hpet.clone());
+                (hpet.pit_input(), hpet.rtc_input())
+            }
+        };
+        let pit = Pit::new(timers, irq0);
+        self.resets.push(pit.clone());
+        self.byte_ports(&Pit::PORTS, &pit)?;
+
+        let ram = |from: u64, to: u64| -> u64 {
+            let within = |region: &RamRegion| (from..to).contains(&region.gpa.0);
+            map.ram().regions().iter().filter(|region| within(region)).map(|region| region.len).sum()
+        };
+        let config = CmosConfig { ram_below_4g: ram(0, 1 << 32), ram_above_4g: ram(1 << 32, u64::MAX) };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let rtc = Rtc::new(timers, irq8, now, &config);
+        self.resets.push(rtc.clone());
+        self.byte_ports(&Rtc::PORTS, &rtc)?;
+        Ok(pit)
+    }
+
     /// Has `device` reset with the machine.
     fn resets<D: Reset + Send + Sync + 'static>(&mut self, device: D) -> Arc<D> {
         let device = Arc::new(device);

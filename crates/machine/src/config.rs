@@ -2,11 +2,11 @@
 
 use boot::BootError;
 use cpu::cpuid::Model;
+use devices::Sink;
 use devices::fw_cfg::FwCfgError;
+use devices::pci::Bridge;
 use devices::port_bus::PortBusError;
 use devices::uart::COM;
-use devices::Sink;
-use devices::pci::Bridge;
 use memory::Observer;
 use memory::map::MapError;
 use memory::ram::RamError;

@@ -230,6 +230,9 @@ impl Control {
     /// The machine was reset (or is to start): vCPU 0 begins at `entry`.
     pub(crate) fn start(&self, entry: Entry) {
         self.change(|state| {
+            for signals in &self.signals {
+                signals.lower(Signals::NMI | Signals::INIT | Signals::SIPI);
+            }
             state.request = None;
             if std::mem::take(&mut state.off) {
                 state.pause = false;

@@ -8,6 +8,7 @@ mod board;
 mod clock;
 pub mod config;
 mod control;
+mod firmware;
 mod registers;
 mod vcpu;
 mod wiring;
@@ -117,8 +118,8 @@ impl Machine {
 
     fn spawn(&self, cpus: Vec<Cpu>, threads: &mut Vec<JoinHandle<()>>) -> Result<(), MachineError> {
         for cpu in cpus {
-            let (name, control) = (format!("vcpu{}", cpu.id), self.control.clone());
-            let thread = Builder::new().name(name).spawn(move || vcpu::run(cpu, &control));
+            let (name, board, control) = (format!("vcpu{}", cpu.id), self.board.clone(), self.control.clone());
+            let thread = Builder::new().name(name).spawn(move || vcpu::run(cpu, &board, &control));
             threads.push(thread.map_err(MachineError::Thread)?);
         }
         let board = self.board.clone();

@@ -62,7 +62,8 @@ impl From<&Cpu> for Registers {
 impl fmt::Display for Registers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const NAMES: [&str; 16] = [
-            "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14", "R15",
+            "RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8 ", "R9 ", "R10", "R11", "R12", "R13", "R14",
+            "R15",
         ];
         const SEGMENTS: [&str; 6] = ["ES", "CS", "SS", "DS", "FS", "GS"];
         writeln!(f, "CPU#{}", self.cpu)?;

@@ -1,6 +1,7 @@
 //! A vCPU's thread: runs the interpreter from gate to gate.
 
 use crate::Registers;
+use crate::board::Board;
 use crate::control::{Control, Crash, Pass, Seen};
 use boot::Entry;
 use cpu::Cpu;
@@ -9,7 +10,7 @@ use cpu::state::RIP;
 use std::thread;
 
 /// Runs `cpu` until the machine ends.
-pub(crate) fn run(mut cpu: Cpu, control: &Control) {
+pub(crate) fn run(mut cpu: Cpu, board: &Board, control: &Control) {
     let _guard = EndOnPanic(control);
     let mut interpreter = Interpreter::default();
     let mut seen = Seen::default();
@@ -23,6 +24,7 @@ pub(crate) fn run(mut cpu: Cpu, control: &Control) {
                     // Memory was loaded behind the cache's back.
                     interpreter = Interpreter::default();
                     if index == 0 {
+                        board.hand_over();
                         enter(&mut cpu, &entry);
                     }
                 } else if flush {

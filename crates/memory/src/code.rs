@@ -14,7 +14,8 @@
 //!
 //! Seam for several vCPUs: marking a page changes the comparators of the vCPU that marks it. Another one may hold a
 //! plainly writable entry for the page and would not notice its own stores. When vCPUs run at the same time, a
-//! marking that finds the word zero must reach the others (a queue beside [`Notices`]) before the code runs.
+//! marking that finds the word zero must reach the others (a queue beside [`Notices`]) before the code runs. Marking
+//! before the bytes are read closes the other gap: a store in between is then noticed.
 
 use crate::ram::RamRegion;
 use crate::{Gpa, Hva};

@@ -1,9 +1,9 @@
 //! A vCPU's MMU: softmmu TLBs in front of the page walker and the physical map.
 //!
 //! The fast path is here: one index, one compare, one load or store. Everything that it cannot do (misses, page
-//! crossings, MMIO, ROM, code pages, watched pages) is in [`slow`]; instruction fetches in [`fetch`]; what the
-//! control registers and the invalidating instructions do to the TLB in [`control`]; runs for string instructions
-//! in [`run`].
+//! crossings, MMIO, ROM, code pages, watched pages) is in `slow`; instruction fetches in `fetch`; what the
+//! control registers and the invalidating instructions do to the TLB in `control`; runs for string instructions
+//! in `run`.
 //!
 //! Left out: memory types (all memory is coherent and ordered as the host's), and the wrap of a page-crossing
 //! access at 4 GiB in compatibility mode (it continues above; outside long mode it wraps).
@@ -123,6 +123,9 @@ pub struct Mmu {
 unsafe impl Send for Mmu {}
 
 impl Mmu {
+    /// Where in an `Mmu` the [`View`] of the current table is: translated code reads it there.
+    pub const VIEW: usize = std::mem::offset_of!(Self, view);
+
     /// The MMU of vCPU number `cpu`, with all registers zero: paging off.
     #[must_use]
     pub fn new(map: Arc<PhysicalMap>, cpu: usize) -> Self {

@@ -54,7 +54,8 @@ pub trait Observer: Send + Sync {
     /// Asked when the page is entered into a TLB. `gva` and `gpa` are page addresses (4 KiB).
     fn interest(&self, gva: Gva, gpa: Gpa) -> Interest;
 
-    /// Whether page-table reads and writes that the walker makes in this 4 KiB page of guest physical memory are wanted.
+    /// Whether page-table reads and writes that the walker makes in this 4 KiB page of guest physical memory are
+    /// wanted.
     fn wants_walks(&self, gpa: Gpa) -> bool;
 
     /// Called for each access to a page for which there was interest, after it was made and only if it was made

@@ -13,13 +13,13 @@
 //! | [`CODE`] | (write) the page holds decoded code |
 //! | [`WATCH`] | an observer wants to see the access |
 //!
-//! Entries are derived: comparators follow from the page's own rights ([`Full`]) and the control registers. What
+//! Entries are derived: comparators follow from the page's own rights (`Full`) and the control registers. What
 //! changes only the registers' part therefore drops tables without forgetting translations of global pages, which
 //! live in a store of their own and are consulted before a walk. So do the tables of the same context's other
 //! spaces, since a hardware TLB keeps one translation for all privilege levels.
 //!
 //! Invalidations (SDM vol. 3A, 4.10.4; APM vol. 2, 5.5) may always drop more than is asked, never less. An entry is
-//! for 4 KiB even when the page is larger; [`LargePages`] remembers which large pages have entries, so that INVLPG
+//! for 4 KiB even when the page is larger; `LargePages` remembers which large pages have entries, so that INVLPG
 //! finds all of them.
 
 use crate::map::Page;
@@ -73,7 +73,7 @@ pub struct Stats {
     pub shared_hits: u64,
     /// Found in the store of global pages.
     pub global_hits: u64,
-    /// Walks of the page tables, and how many of them ended in a fault.
+    /// Walks of the page tables.
     pub walks: u64,
     /// Walks that ended in a fault.
     pub faults: u64,

@@ -286,7 +286,7 @@ impl Paging {
             (Want::Write, Space::User) => rights.user && rights.writable,
             (Want::Write, _) => !shielded && (rights.writable || !cr0.write_protect()),
             (Want::Execute, Space::User) => rights.user && !rights.no_execute,
-            (Want::Execute, _) => !rights.no_execute && !(rights.user && cr4.smep()),
+            (Want::Execute, _) => !(rights.no_execute || (rights.user && cr4.smep())),
         }
     }
 

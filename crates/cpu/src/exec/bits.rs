@@ -62,30 +62,35 @@ fn bit_mem<const WHAT: u8, const BY_REGISTER: bool, W: Width>(cpu: &mut Cpu, op:
 
 /// An instruction that finds or counts bits.
 trait Scan {
+    /// BSF and BSR do not write the destination, not even its upper half, when the source is zero.
+    const KEEPS: bool = false;
     fn apply<W: Wide>(source: W, old: W, flags: u64) -> (W, u64);
 }
 macro_rules! scan {
-    ($($name:ident |$s:ident, $o:ident, $f:ident| $e:expr;)*) => {$(
+    ($($name:ident $keeps:literal |$s:ident, $o:ident, $f:ident| $e:expr;)*) => {$(
         struct $name;
         impl Scan for $name {
+            const KEEPS: bool = $keeps;
             #[inline(always)]
             fn apply<W: Wide>($s: W, $o: W, $f: u64) -> (W, u64) { $e }
         }
     )*};
 }
 scan! {
-    Bsf |s, old, f| alu::bsf(s, old, f);
-    Bsr |s, old, f| alu::bsr(s, old, f);
-    Tzcnt |s, _old, f| alu::tzcnt(s, f);
-    Lzcnt |s, _old, f| alu::lzcnt(s, f);
-    Popcnt |s, _old, f| alu::popcnt(s, f);
+    Bsf true |s, old, f| alu::bsf(s, old, f);
+    Bsr true |s, old, f| alu::bsr(s, old, f);
+    Tzcnt false |s, _old, f| alu::tzcnt(s, f);
+    Lzcnt false |s, _old, f| alu::lzcnt(s, f);
+    Popcnt false |s, _old, f| alu::popcnt(s, f);
 }
 
 fn scan<O: Scan, W: Width + Wide, S: Source>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
     let source = S::get::<W>(cpu, op)?;
     let (result, flags) = O::apply(source, W::get(cpu, op.dst), cpu.status);
     cpu.status = flags;
-    W::set(cpu, op.dst, result);
+    if !O::KEEPS || !Rflags::from_bits(flags).zero() {
+        W::set(cpu, op.dst, result);
+    }
     Ok(Flow::Next)
 }
 

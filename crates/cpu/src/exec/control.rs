@@ -32,9 +32,7 @@ impl Cpu {
     pub fn set_cr0(&mut self, value: u64) -> Result<(), Exception> {
         let new = Cr0::from_bits(value & CR0_DEFINED).with_extension_type(true);
         let old = self.cr0;
-        if value >> 32 != 0
-            || (new.paging() && !new.protection())
-            || (new.not_write_through() && !new.cache_disable())
+        if value >> 32 != 0 || (new.paging() && !new.protection()) || (new.not_write_through() && !new.cache_disable())
         {
             return Err(Exception::GP0);
         }
@@ -215,7 +213,6 @@ fn mov_to_dr(cpu: &mut Cpu, i: &Instruction) -> Result<Flow, Exception> {
 fn clts(cpu: &mut Cpu, _: &Instruction) -> Result<Flow, Exception> {
     require_cpl0(cpu)?;
     cpu.cr0.set_task_switched(false);
-    cpu.update_paging();
     Ok(Flow::Break)
 }
 
@@ -252,3 +249,6 @@ pub fn select(i: &Instruction) -> Option<Slow> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests;

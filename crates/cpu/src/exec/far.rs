@@ -248,8 +248,9 @@ impl Cpu {
         for register in [ES, DS, FS, GS] {
             let segment = &mut self.seg[register];
             let rights = segment.attributes;
-            if !rights.is_conforming() && rights.dpl() < self.cpl {
-                *segment = Segment::default();
+            if !segment.selector.is_null() && !rights.is_conforming() && rights.dpl() < self.cpl {
+                // The base stays, as it does when 64-bit code loads a null selector by other ways.
+                *segment = Segment { base: segment.base, ..Segment::default() };
             }
         }
         self.update_mode();
@@ -259,8 +260,7 @@ impl Cpu {
     fn set_outer_stack(&mut self, stack: Segment, sp: u64) {
         self.seg[SS] = stack;
         self.update_mode();
-        let wide = self.code_size == CodeSize::Bits64 || stack.attributes.big();
-        if wide || self.long_mode() {
+        if self.code_size == CodeSize::Bits64 || stack.attributes.big() {
             self.regs[RSP] = sp;
         } else {
             self.regs[RSP] = self.regs[RSP] & !0xffff | sp & 0xffff;
@@ -299,6 +299,8 @@ impl Cpu {
 
     /// IRET with operands of `size` bytes.
     fn interrupt_return(&mut self, size: u64) -> Result<Flow, Exception> {
+        // NMIs are let through again even if what follows faults (SDM vol. 3A, 6.7.1).
+        self.nmi_blocked = false;
         if self.system_flags.virtual_8086() && self.system_flags.iopl() < 3 {
             return Err(Exception::GP0);
         }
@@ -346,7 +348,7 @@ impl Cpu {
         Ok(Flow::Jump)
     }
 
-    /// Writes the flags that IRET at privilege level `cpl` may change, and lets NMIs through again.
+    /// Writes the flags that IRET at privilege level `cpl` may change.
     fn return_flags(&mut self, flags: u64, size: u64, cpl: u8, v86: bool) {
         let iopl = self.system_flags.iopl();
         let mut mask = Rflags::from_bits(Rflags::STATUS)
@@ -363,7 +365,6 @@ impl Cpu {
             mask = mask.with_iopl(3).with_virtual_interrupt(true).with_virtual_interrupt_pending(true);
         }
         let width = if size == 2 { 0xffff } else { 0xffff_ffff };
-        self.nmi_blocked = false;
         self.set_rflags(flags, mask.into_bits() & width & !2);
         self.update_mode();
     }
@@ -377,7 +378,6 @@ impl Cpu {
         let all = Rflags::STATUS | 0x0037_7f00 | 1 << 17;
         self.system_flags = Rflags::from_bits(flags & all);
         self.status = flags;
-        self.nmi_blocked = false;
         for (register, bits) in [(ES, es), (SS, ss), (DS, ds), (FS, fs), (GS, gs)] {
             self.seg[register] = self.real_segment(register, Selector::from_bits(bits as u16));
         }

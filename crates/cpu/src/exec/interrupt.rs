@@ -6,6 +6,7 @@ use super::frame::Frame;
 use super::segment::system_type;
 use super::{Flow, Slow};
 use crate::Cpu;
+use crate::debug::{DR6_BD, DR7_GD};
 use crate::state::{CS, DS, ES, FS, GS, RIP, RSP, SS};
 use iced_x86::{Instruction, Mnemonic};
 use x86::{Descriptor, Exception, Rflags, Segment, Selector, Vector};
@@ -68,11 +69,14 @@ impl Cpu {
             if current.vector == Vector::PageFault {
                 self.cr2 = self.fault_address;
             }
-            if current.vector == Vector::Debug {
-                self.dr[7] &= !(1 << 13);
+            let debug = current.vector == Vector::Debug;
+            let general_detect = debug && self.dr[7] & DR7_GD != 0 && self.dr[6] & DR6_BD != 0;
+            if debug {
+                self.dr[7] &= !DR7_GD;
             }
-            // Faults are pushed with RF set, so that an instruction breakpoint does not fire again on return.
-            let fault = current.vector != Vector::Debug;
+            // Faults are pushed with RF set; #DB is a fault only for an access to a debug register (instruction
+            // breakpoints leave RF to the handler).
+            let fault = !debug || general_detect;
             let flags = self.rflags().with_resume(fault).into_bits();
             let event = Event {
                 vector: current.vector as u8,

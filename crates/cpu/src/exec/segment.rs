@@ -155,7 +155,7 @@ impl Cpu {
         }
         let high: u32 = self.read_system(found.address.wrapping_add(8))?;
         let base = low | u64::from(high) << 32;
-        if x86::is_canonical(base, self.mmu.virtual_bits()) { Ok(base) } else { Err(Exception::GP0) }
+        if self.is_canonical_base(base) { Ok(base) } else { Err(Exception::GP0) }
     }
 
     /// Finds an LDT or TSS descriptor for LLDT and LTR.
@@ -348,7 +348,7 @@ fn load_table(cpu: &mut Cpu, i: &Instruction) -> Result<Flow, Exception> {
     let [_, _, base @ ..] = bytes;
     let base = u64::from_le_bytes(base);
     let base = if matches!(i.code(), Code::Lgdt_m1632_16 | Code::Lidt_m1632_16) { base & 0xff_ffff } else { base };
-    if wide && !x86::is_canonical(base, cpu.mmu.virtual_bits()) {
+    if wide && !cpu.is_canonical_base(base) {
         return Err(Exception::GP0);
     }
     let table = TableRegister { base, limit };

@@ -11,8 +11,8 @@ use crate::cpuid::Dynamic;
 use crate::msr::APIC_BASE_ENABLE;
 use crate::state::{FS, GS, RAX, RBX, RCX, RDX, Shadow};
 use iced_x86::{Instruction, Mnemonic};
-use memory::mmu::Invpcid;
 use memory::Gva;
+use memory::mmu::Invpcid;
 use x86::{Exception, Rflags, msr};
 
 /// What POPF may change at any privilege level, apart from IF.
@@ -334,3 +334,6 @@ pub fn select(i: &Instruction) -> Option<Slow> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -253,6 +253,11 @@ impl State {
                     self.configuration = new;
                     self.start_over(now);
                 }
+                if new.legacy() != self.configuration.legacy() {
+                    for timer in &mut self.timers {
+                        timer.high = false;
+                    }
+                }
                 self.configuration = new;
             }
             // Ones clear.

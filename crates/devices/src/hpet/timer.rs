@@ -65,12 +65,13 @@ impl Comparator {
 
     pub fn configure(&mut self, value: u64, counter: u64) {
         let kept = u64::from(self.configuration) & !TIMER_BITS;
-        let was_enabled = self.configuration.enabled();
+        let old = self.configuration;
         self.configuration = TimerConfiguration::from(kept | value & TIMER_BITS);
         if self.configuration.message() {
             self.configuration.set_message(false);
         }
-        if !self.configuration.enabled() || !was_enabled || self.configuration.level() {
+        let new = self.configuration;
+        if !new.enabled() || new.level() || new.route() != old.route() {
             self.high = false;
         }
         if self.configuration.narrow() {
@@ -80,8 +81,8 @@ impl Comparator {
         self.seen = counter;
     }
 
-    /// Writes the comparator. A periodic timer takes the value as its period, and as its next match only if the value-set
-    /// bit was written before.
+    /// Writes the comparator. A periodic timer takes the value as its period, and as its next match only if the
+    /// value-set bit was written before.
     pub fn write(&mut self, covered: u64, value: u64, counter: u64) {
         let periodic = self.configuration.periodic();
         if !periodic || self.configuration.set_value() {

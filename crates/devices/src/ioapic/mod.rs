@@ -1,9 +1,10 @@
 //! The IOAPIC: 24 pins, each turned into an interrupt message by its redirection entry.
 //!
 //! After the 82093AA data sheet (Intel 290566) with the EOI register of its successors (version 20h): edge and level
-//! triggering, polarity, masks, remote IRR, all delivery modes. A masked edge is lost, as the data sheet has it; a level
-//! that is still there after its EOI is delivered again. Writing an entry as edge triggered clears its remote IRR
-//! (Linux relies on it to acknowledge without an EOI register). Left out: the serial APIC bus (arbitration ID is the ID).
+//! triggering, polarity, masks, remote IRR, all delivery modes. A masked edge is lost, as the data sheet has it; a
+//! level that is still there after its EOI is delivered again. Writing an entry as edge triggered clears its remote
+//! IRR (Linux relies on it to acknowledge without an EOI register). Left out: the serial APIC bus (arbitration ID is
+//! the ID).
 
 mod spec;
 #[cfg(test)]
@@ -58,15 +59,14 @@ impl IoApic {
     /// An IOAPIC as it is after power-on, all masked, that sends its messages over `bus`.
     #[must_use]
     pub fn new(bus: &Arc<ApicBus>) -> Arc<Self> {
-        let ioapic = Arc::new_cyclic(|this: &Weak<Self>| {
+        Arc::new_cyclic(|this: &Weak<Self>| {
             bus.add_eoi_sink(this.clone());
             Self { bus: Arc::clone(bus), state: Mutex::new(State::new([false; PINS])) }
-        });
-        ioapic
+        })
     }
 
-    /// Input `n`, 0–23; any other is a line that ends nowhere. The level is the electrical one: with an entry's polarity bit
-    /// set, low asks for service.
+    /// Input `n`, 0–23; any other is a line that ends nowhere. The level is the electrical one: with an entry's
+    /// polarity bit set, low asks for service.
     #[must_use]
     pub fn pin(self: &Arc<Self>, n: usize) -> Pin {
         if n < PINS { Arc::new(Input { ioapic: Arc::clone(self), n }) } else { NoLine::pin() }
@@ -179,8 +179,10 @@ impl Mmio for IoApic {
     fn read(&self, _cpu: usize, offset: u64, size: usize) -> u64 {
         let state = lock(&self.state);
         let byte = offset & 0xf;
+        if byte >= 4 {
+            return 0;
+        }
         let value = match offset - byte {
-            _ if byte >= 4 => 0,
             INDEX => state.index.into(),
             WINDOW => state.read_register(),
             _ => 0,

@@ -76,8 +76,8 @@ impl ApicBus {
         let _ = self.ext_int.set(source);
     }
 
-    /// Asks to be told when a guest moves an xAPIC page to another address (bytes, page aligned), so that an [`ApicMmio`]
-    /// can be mapped there. Called from the vCPU's thread, no lock held. Only the first call counts.
+    /// Asks to be told when a guest moves an xAPIC page to another address (bytes, page aligned), so that an
+    /// [`ApicMmio`] can be mapped there. Called from the vCPU's thread, no lock held. Only the first call counts.
     pub fn on_relocation(&self, hook: Box<dyn Fn(u64) + Send + Sync>) {
         let _ = self.relocated.set(hook);
     }

@@ -35,7 +35,7 @@ impl Countdown {
         self.zero_at = match (mode, self.period()) {
             (TimerMode::Periodic, 1..) => {
                 let period = self.period();
-                Some(zero_at + ((now - zero_at) / period + 1) * period)
+                Some(zero_at.saturating_add(((now - zero_at) / period).saturating_add(1).saturating_mul(period)))
             }
             _ => None,
         };

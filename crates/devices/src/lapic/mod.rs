@@ -1,9 +1,9 @@
 //! The local APIC: xAPIC and x2APIC, with its timer, and the bus that interrupt messages travel on.
 //!
-//! After SDM vol. 3, chapter "Advanced Programmable Interrupt Controller" (and APM vol. 2, chapter 16, which agrees where
-//! both speak): version 14h with six LVT entries, flat, cluster and x2APIC destinations, all delivery modes and
-//! shorthands, one-shot, periodic and TSC-deadline timer. One bus clock is one nanosecond, so the timer counts at 1 GHz
-//! divided by its divide configuration, as the TSC does undivided.
+//! After SDM vol. 3, chapter "Advanced Programmable Interrupt Controller" (and APM vol. 2, chapter 16, which agrees
+//! where both speak): version 14h with six LVT entries, flat, cluster and x2APIC destinations, all delivery modes and
+//! shorthands, one-shot, periodic and TSC-deadline timer. One bus clock is one nanosecond, so the timer counts at 1
+//! GHz divided by its divide configuration, as the TSC does undivided.
 //!
 //! Left out: CMCI, AMD's extended registers, SMI (there is no SMM), sources for the thermal and performance entries,
 //! suppression of EOI broadcasts, the serial bus of old (arbitration, focus).
@@ -55,8 +55,8 @@ pub struct LocalApic {
     /// Raised with the lock held: [`Signals::INTERRUPT`] exactly while a maskable interrupt could be taken.
     signals: Arc<Signals>,
     timer: Timer,
-    /// Lock order: after every device's, the 8259's and the IOAPIC's; before the timer queue's and the signals'. No two APICs'
-    /// at a time: messages, EOIs and acknowledges leave after this one is let go.
+    /// Lock order: after every device's, the 8259's and the IOAPIC's; before the timer queue's and the signals'. No
+    /// two APICs' at a time: messages, EOIs and acknowledges leave after this one is let go.
     state: Mutex<State>,
 }
 
@@ -80,8 +80,8 @@ impl LocalApic {
         self.change(State::reset);
     }
 
-    /// What firmware does on the boot processor before it hands over: enables the APIC, lets the 8259's interrupts through
-    /// LINT0 and NMI through LINT1.
+    /// What firmware does on the boot processor before it hands over: enables the APIC, lets the 8259's interrupts
+    /// through LINT0 and NMI through LINT1.
     pub fn set_virtual_wire(&self) {
         self.change(State::virtual_wire);
     }
@@ -184,24 +184,25 @@ impl LocalApic {
         }
     }
 
-    /// Reads the xAPIC page, if it is at `address`. Registers are 32 bits wide at multiples of 16 bytes; between them is zero.
+    /// Reads the xAPIC page, if it is at `address`. Registers are 32 bits wide at multiples of 16 bytes; between them
+    /// is zero.
     fn read_mmio(&self, address: u64, offset: u64) -> Option<u64> {
         self.change(|state| {
             if !state.answers_at(address) {
                 return None;
             }
-            let byte = offset & 0xf;
-            let register = u32::try_from(offset - byte).unwrap_or(u32::MAX);
+            let offset = u32::try_from(offset).unwrap_or(u32::MAX);
+            let (register, byte) = (offset & !0xf, offset & 0xf);
             let value = state.read(register, &*self.clock).unwrap_or_else(|_| {
                 state.illegal_register();
                 0
             });
-            Some(u64::from(value) >> (8 * byte))
+            Some(u64::from(value.checked_shr(8 * byte).unwrap_or(0)))
         })
     }
 
-    /// Writes the xAPIC page, if it is at `address`. Registers are written whole: an access that is narrower or not at a
-    /// register's start has no effect (SDM: undefined).
+    /// Writes the xAPIC page, if it is at `address`. Registers are written whole: an access that is narrower or not
+    /// at a register's start has no effect (SDM: undefined).
     fn write_mmio(&self, address: u64, offset: u64, size: usize, value: u64) {
         let after = self.change(|state| {
             if !state.answers_at(address) || size < 4 || offset & 0xf != 0 {

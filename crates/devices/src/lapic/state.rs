@@ -340,20 +340,19 @@ impl State {
 
     // --- Registers ---
 
-    /// Writes APIC_BASE. The modes form a ring (SDM figure "Local x2APIC State Transitions"): disabled → xAPIC → x2APIC →
-    /// disabled, and xAPIC → disabled; all else is #GP.
+    /// Writes APIC_BASE. The modes form a ring (SDM figure "Local x2APIC State Transitions"): disabled → xAPIC →
+    /// x2APIC → disabled, and xAPIC → disabled; all else is #GP.
     pub fn write_base(&mut self, value: u64) -> Result<(), Illegal> {
         let (old, new) = (self.base, ApicBase::from(value));
         let reserved = new.reserved() != 0
             || new.reserved9()
             || value.checked_shr(self.config.physical_bits).is_some_and(|high| high != 0)
             || new.x2apic() && !self.config.x2apic;
-        let legal = match ((old.enabled(), old.x2apic()), (new.enabled(), new.x2apic())) {
-            (_, (false, true)) => false,
-            ((true, true), (true, false)) | ((false, _), (true, true)) => false,
-            _ => true,
-        };
-        if reserved || !legal {
+        let illegal = matches!(
+            ((old.enabled(), old.x2apic()), (new.enabled(), new.x2apic())),
+            (_, (false, true)) | ((true, true), (true, false)) | ((false, _), (true, true))
+        );
+        if reserved || illegal {
             return Err(Illegal);
         }
         if old.enabled() && !new.enabled() {

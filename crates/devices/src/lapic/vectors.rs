@@ -25,7 +25,7 @@ impl Vectors {
 
     /// The highest vector in the set.
     pub fn highest(&self) -> Option<u8> {
-        let (word, bits) = (0_u8..8).zip(self.0).filter(|&(_, bits)| bits != 0).last()?;
+        let (word, bits) = (0_u8..8).zip(self.0).rfind(|&(_, bits)| bits != 0)?;
         u8::try_from(bits.ilog2()).ok().map(|bit| word * 32 + bit)
     }
 

@@ -120,7 +120,8 @@ impl Chip {
         }
     }
 
-    /// An acknowledge cycle: the input now in service, `None` for a request that is gone (answered with input 7's vector).
+    /// An acknowledge cycle: the input now in service, `None` for a request that is gone (answered with input 7's
+    /// vector).
     pub fn acknowledge(&mut self) -> Option<u8> {
         let n = self.pending()?;
         let bit = 1 << n;

@@ -1,9 +1,9 @@
 //! The two cascaded 8259A interrupt controllers of a PC, with the edge/level control registers of PIIX and ICH.
 //!
-//! After the 8259A data sheet (Intel 231468): initialization in any order of its optional words, automatic EOI, rotating
-//! priorities, special mask, poll, special fully nested mode, edge and level triggering, and the spurious interrupt on
-//! input 7. Left out: 8080/85 mode, buffered mode (it has no effect that a guest can see), and a slave anywhere
-//! but at the master's input 2.
+//! After the 8259A data sheet (Intel 231468): initialization in any order of its optional words, automatic EOI,
+//! rotating priorities, special mask, poll, special fully nested mode, edge and level triggering, and the spurious
+//! interrupt on input 7. Left out: 8080/85 mode, buffered mode (it has no effect that a guest can see), and a slave
+//! anywhere but at the master's input 2.
 
 mod chip;
 mod spec;
@@ -36,6 +36,8 @@ pub struct Pic {
 struct Chips {
     master: Chip,
     slave: Chip,
+    /// The level that INTR is driven to.
+    intr: bool,
 }
 
 /// One of the inputs IRQ0–IRQ15.
@@ -52,7 +54,7 @@ impl Pic {
     /// The pair as it is after power-on; `intr` is driven high while an interrupt waits.
     #[must_use]
     pub fn new(intr: Pin) -> Arc<Self> {
-        let chips = Chips { master: Chip::new(true), slave: Chip::new(false) };
+        let chips = Chips { master: Chip::new(true), slave: Chip::new(false), intr: false };
         Arc::new(Self { intr, chips: Mutex::new(chips) })
     }
 
@@ -62,8 +64,8 @@ impl Pic {
         if n == CASCADE || n > 15 { NoLine::pin() } else { Arc::new(Input { pic: Arc::clone(self), n }) }
     }
 
-    /// The processor's acknowledge cycles: the vector to service. With nothing to service (any more) that of the spurious
-    /// interrupt, IRQ7 or IRQ15.
+    /// The processor's acknowledge cycles: the vector to service. With nothing to service (any more) that of the
+    /// spurious interrupt, IRQ7 or IRQ15.
     pub fn acknowledge(&self) -> u8 {
         self.change(|chips| {
             let vector = chips.acknowledge();
@@ -85,7 +87,11 @@ impl Pic {
         let result = f(&mut chips);
         let slave = chips.slave.pending().is_some();
         chips.master.set_line(CASCADE, slave);
-        self.intr.set(chips.master.pending().is_some());
+        let intr = chips.master.pending().is_some();
+        if intr != chips.intr {
+            chips.intr = intr;
+            self.intr.set(intr);
+        }
         result
     }
 }

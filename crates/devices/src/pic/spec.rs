@@ -58,9 +58,9 @@ pub(super) struct Ocw2 {
     pub level: u8,
     #[bits(2)]
     pub zero: u8,
+    pub eoi: bool,
     /// `level` counts.
     pub specific: bool,
-    pub eoi: bool,
     pub rotate: bool,
 }
 

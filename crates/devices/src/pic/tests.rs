@@ -303,3 +303,73 @@ fn any_size_at_any_port_is_safe() {
     assert_eq!(b.pic.read(0x4d0, 2), 0xdef8, "a word is two ports");
     assert_eq!(b.pic.read(0xa2, 1), 0xff);
 }
+
+/// IRQ0 as it is wired: 8254 → HPET → (8259 → LINT0) and (IOAPIC → message), every lock of the order on the way.
+#[test]
+fn the_timer_tick_reaches_the_processor_both_ways() {
+    use crate::hpet::{Hpet, HpetLines};
+    use crate::ioapic::IoApic;
+    use crate::lapic::{APIC_BASE_ADDRESS, ApicBus, ApicConfig, ApicMmio, LocalApic};
+    use crate::line::Fanout;
+    use crate::pit::Pit;
+    use cpu::{LocalApic as _, Signals};
+    use memory::Mmio;
+
+    let (time, bus, signals) = (Time::new(), ApicBus::new(), Arc::new(Signals::default()));
+    let config = ApicConfig { id: 0, bsp: true, x2apic: true, tsc_deadline: true, physical_bits: 40 };
+    let apic = LocalApic::new(config, &bus, &time.timers, Arc::clone(&signals));
+    apic.set_virtual_wire();
+    let pic = Pic::new(bus.intr_pin());
+    let source: Arc<dyn ExtInt> = pic.clone();
+    bus.set_ext_int(Arc::downgrade(&source));
+    let ioapic = IoApic::new(&bus);
+    let irq0: Pin = Arc::new(Fanout(vec![pic.pin(0), ioapic.pin(2)]));
+    let lines = HpetLines { irq0, irq8: pic.pin(8), gsi16: [16, 17, 18, 19, 20, 21, 22, 23].map(|n| ioapic.pin(n)) };
+    let hpet = Hpet::new(&time.timers, lines);
+    let pit = Pit::new(&time.timers, hpet.pit_input());
+
+    let board = Board { pic, intr: Probe::new(&time) };
+    board.initialize(0x11, 0x01);
+    pit.write(0x43, 1, 0x34);
+    pit.write(0x40, 1, 0xa9);
+    pit.write(0x40, 1, 0x04);
+    board.pic.acknowledge();
+    board.out(0x20, 0x20);
+    time.run(1_001_000);
+    assert_eq!(signals.raised(), Signals::INTERRUPT);
+    assert_eq!(apic.acknowledge(), Some(0x20));
+    assert_eq!(signals.raised(), 0);
+    board.out(0x20, 0x20);
+
+    board.out(0x21, 0xff);
+    ioapic.write(0, 0, 4, 0x14);
+    ioapic.write(0, 0x10, 4, 0x31);
+    time.run(1_001_000);
+    assert_eq!(apic.acknowledge(), Some(0x31));
+    board.out(0x21, 0);
+
+    // Everything at once, from several threads: it ends.
+    let page = ApicMmio::new(Arc::clone(&bus), APIC_BASE_ADDRESS);
+    ioapic.write(0, 0x10, 4, 0x8031);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..500 {
+                time.run(100_000);
+                hpet.write(0, 0x10, 8, round & 3);
+            }
+        });
+        scope.spawn(|| {
+            for _ in 0..2000 {
+                pit.read(0x40, 2);
+                board.out(0x20, 0x20);
+                board.set(4, true);
+                board.set(4, false);
+            }
+        });
+        for _ in 0..2000 {
+            apic.acknowledge();
+            page.write(0, 0xb0, 4, 0);
+            apic.set_deadline(Some(1));
+        }
+    });
+}

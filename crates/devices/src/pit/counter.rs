@@ -1,11 +1,11 @@
 //! One counter of the 8254, as a function of the ticks of its clock.
 //!
-//! Nothing happens tick by tick. A counter knows at which tick its counting element was loaded, and with what; the count and
-//! the output at any later tick follow from the mode. [`Counter::advance`] brings the rare changes of course up to date: a
-//! new count that takes over at the end of a period.
+//! Nothing happens tick by tick. A counter knows at which tick its counting element was loaded, and with what; the
+//! count and the output at any later tick follow from the mode. [`Counter::advance`] brings the rare changes of
+//! course up to date: a new count that takes over at the end of a period.
 //!
-//! Tick numbers are absolute. An event at tick `t` (a write, a gate edge) loads the counting element at `t + 1`, the next
-//! falling edge of the clock, as the data sheet's diagrams have it.
+//! Tick numbers are absolute. An event at tick `t` (a write, a gate edge) loads the counting element at `t + 1`, the
+//! next falling edge of the clock, as the data sheet's diagrams have it.
 
 use super::spec::{Access, Control, Status};
 
@@ -204,7 +204,7 @@ impl Counter {
             // These wait for a trigger; a running one-shot goes on with the count it has.
             (1 | 5, _) => self.loaded = false,
             (2, Run::From(start)) if tick >= start => {
-                self.next = Some((self.count, self.boundary(start, tick, self.initial)));
+                self.next = Some((self.count, self.period_end(start, tick)));
             }
             (3, Run::From(start)) if tick >= start => {
                 let high = self.initial.div_ceil(2);
@@ -223,8 +223,8 @@ impl Counter {
     }
 
     /// The first end of a period after `tick`.
-    fn boundary(&self, start: u64, tick: u64, period: u64) -> u64 {
-        start + ((tick - start) / period + 1) * period
+    fn period_end(&self, start: u64, tick: u64) -> u64 {
+        start + ((tick - start) / self.initial + 1) * self.initial
     }
 
     /// Loads the counting element at the next tick, and lets it run if the gate does.
@@ -258,11 +258,7 @@ impl Counter {
         self.gate = gate;
         match (self.mode(), gate) {
             (0 | 4, false) => self.hold(tick),
-            (0 | 4, true) => {
-                if self.loaded {
-                    self.resume(tick);
-                }
-            }
+            (0 | 4, true) if self.loaded => self.resume(tick),
             (1 | 5, true) => {
                 self.held_out = self.out(tick);
                 self.held = self.value(tick);

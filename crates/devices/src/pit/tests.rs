@@ -145,7 +145,7 @@ fn out2_is_exact_on_the_clock() {
     let b = Board::new();
     b.out(0x61, 0x01);
     b.out(0x43, 0xb0);
-    let count = 1_193_182 / 20;
+    let count = 59_659;
     b.load(0x42, count);
     let end = at(1000 + 1 + u64::from(count));
     b.time.jump(end - 1);

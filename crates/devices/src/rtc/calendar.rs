@@ -63,7 +63,7 @@ pub(super) fn day_of_week(seconds: i64) -> i64 {
 /// A number below 100 as a register shows it.
 pub(super) fn encode(value: i64, form: RegisterB) -> u8 {
     let value = u8::try_from(value.rem_euclid(100)).unwrap_or(0);
-    if form.binary() { value } else { value / 10 << 4 | value % 10 }
+    if form.binary() { value } else { ((value / 10) << 4) | (value % 10) }
 }
 
 /// A register as a number.

@@ -14,6 +14,8 @@ const UPDATE_AHEAD: i64 = 244_000;
 const CRYSTAL: i128 = 32_768;
 /// Seconds.
 const DAY: i64 = 86_400;
+/// The last second of the year 9999, the last year that the registers show.
+const LAST: i64 = 253_402_300_799;
 
 /// A register of the date.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +83,7 @@ impl Timekeeper {
         Self {
             step: -i64::from(wall_clock.subsec_nanos()),
             seen: 0,
-            seconds: i64::try_from(wall_clock.as_secs()).unwrap_or(0),
+            seconds: i64::try_from(wall_clock.as_secs()).unwrap_or(LAST).min(LAST),
             date: None,
             halted: false,
             divider_reset: false,

@@ -2,8 +2,9 @@
 //!
 //! After the Motorola data sheet: time in BCD or binary and 12 or 24 hours, SET and the divider's reset, update in
 //! progress for the 244 µs before an update, periodic, alarm and update-ended interrupts. The time is that which the
-//! machine was made with plus what its clock has counted. Deadlines are kept only for interrupts that are enabled and whose
-//! flag is not up yet. Left out: daylight saving, the square wave, the NMI mask (bit 7 of port 70h), an alarm by date.
+//! machine was made with plus what its clock has counted. Deadlines are kept only for interrupts that are enabled and
+//! whose flag is not up yet. Left out: daylight saving, the square wave, the NMI mask (bit 7 of port 70h), an alarm
+//! by date.
 
 mod calendar;
 mod clock;

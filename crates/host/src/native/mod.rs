@@ -150,7 +150,7 @@ impl Engine {
 
     /// The stub for `instruction`, compiled now or before. Instructions that differ only in how they address memory share one.
     pub fn prepare(&mut self, instruction: &Instruction) -> Result<Stub, Unsupported> {
-        let key = key(instruction).ok_or(Unsupported::Instruction)?;
+        let key = key(instruction);
         match self.stubs.get(&key) {
             Some(stub) => Ok(*stub),
             None => self.compile(key, instruction),
@@ -210,7 +210,8 @@ impl Engine {
     }
 
     /// Runs a stub on the guest's registers (`general` in encoding order, of which only the first 16 are used), status flags and
-    /// vector state; its memory operand, if any, is [`Engine::operand`] of the same `offset`.
+    /// vector state; its memory operand, if any, is [`Engine::operand`] of the same `offset`. FOP, FIP and FDP stay as they
+    /// were: to set them is the caller's affair, who alone knows the guest's addresses.
     #[inline]
     pub fn run(
         &mut self,
@@ -232,7 +233,9 @@ impl Engine {
             fault: 0,
             host_mxcsr: MXCSR_DEFAULT,
         };
-        if needs.intersects(Needs::X87 | Needs::MMX) {
+        let x87 = needs.intersects(Needs::X87 | Needs::MMX);
+        let pointers = vector.x87_pointers();
+        if x87 {
             // Decided here rather than by the host, whose kernel may not expect ES without an unmasked exception.
             if vector.x87_pending() {
                 return Err(Fault::X87);
@@ -255,6 +258,10 @@ impl Engine {
                 in("r8") general.as_mut_ptr(),
                 clobber_abi("C"),
             );
+        }
+        if x87 {
+            // FXSAVE has put the stub's own addresses there.
+            vector.set_x87_pointers(pointers);
         }
         if frame.fault != 0 {
             return Err(fault(frame.fault - 1));
@@ -284,34 +291,30 @@ fn next_generation() -> u32 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// What distinguishes an instruction from others whose stub would be different. `None`: it has an operand of a kind that
-/// no instruction for the host has.
-fn key(instruction: &Instruction) -> Option<u128> {
-    let mut key = instruction.code() as u128;
-    let mut immediate: u16 = 0;
-    for n in 0..5 {
-        if n >= instruction.op_count() {
-            key <<= 8;
-            continue;
-        }
-        let part = match instruction.op_kind(n) {
-            OpKind::Register => instruction.op_register(n) as u128,
-            OpKind::Memory => 0xff,
-            OpKind::Immediate8 => {
-                immediate |= u16::from(instruction.immediate8());
-                0
-            }
-            OpKind::Immediate8_2nd => {
-                immediate |= u16::from(instruction.immediate8_2nd()) << 8;
-                0
-            }
-            _ => return None,
-        };
-        key = key << 8 | part;
-    }
-    // A LOCK prefix, which is not ignored: the instruction is undefined with it.
-    key = key << 1 | u128::from(instruction.has_lock_prefix());
-    Some(key << 16 | u128::from(immediate))
+/// What distinguishes an instruction from others whose stub would be different: code, operand kinds and registers, immediates
+/// of eight bits (compilation refuses wider ones), and a LOCK prefix, with which none is defined.
+fn key(instruction: &Instruction) -> u128 {
+    let i = instruction;
+    let second = if i.op3_kind() == OpKind::Immediate8_2nd || i.op2_kind() == OpKind::Immediate8_2nd {
+        i.immediate8_2nd()
+    } else {
+        0
+    };
+    let operands = [
+        i.op0_kind() as u8,
+        i.op0_register() as u8,
+        i.op1_kind() as u8,
+        i.op1_register() as u8,
+        i.op2_kind() as u8,
+        i.op2_register() as u8,
+        i.op3_kind() as u8,
+        i.op3_register() as u8,
+    ];
+    let rest = u64::from(i.code() as u16)
+        | u64::from(i.immediate8()) << 16
+        | u64::from(second) << 24
+        | u64::from(i.has_lock_prefix()) << 32;
+    u128::from(u64::from_le_bytes(operands)) << 64 | u128::from(rest)
 }
 
 /// Hashes the one `u128` that a key is: both halves multiplied and folded.

@@ -124,7 +124,7 @@ impl Mmu {
         self.renew();
     }
 
-    /// Physical-address width, 32 to 52: what CPUID 8000_0008h says in EAX[7:0].
+    /// Physical-address width, 32 to 52: what CPUID 8000_0008h says in AL.
     pub fn set_physical_bits(&mut self, bits: u32) {
         self.paging.set_physical_bits(bits);
         self.flush_all();

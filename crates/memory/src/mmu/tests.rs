@@ -373,6 +373,18 @@ fn a_watch_for_reads_sees_the_read_of_a_read_modify_write() {
 }
 
 #[test]
+fn a_watched_page_with_code_stays_watched_without_it() {
+    let (_, mut mmu, watcher) = watched(Interest { read: false, write: true, fetch: false });
+    let gva = Gva(HERE + 0x1000);
+    mmu.protect_code(hva(&mmu, 0x30_0000), 64);
+    for value in 1..4u8 {
+        mmu.write(BY, K, gva, value).expect("writable");
+        assert!(!mmu.write_fast(gva, value));
+    }
+    assert_eq!((watcher.take().len(), mmu.take_modified_code().len()), (3, 1));
+}
+
+#[test]
 fn fetches_are_seen_when_they_are_watched() {
     let (_, mut mmu, watcher) = watched(Interest { read: false, write: false, fetch: true });
     assert!(matches!(mmu.fetch_page(BY, Gva(HERE)), Ok(FetchPage::Memory(_))));

@@ -238,7 +238,8 @@ impl Table {
         entry.holds(page).then_some(*full)
     }
 
-    /// Looks among the victims; what is found changes places with what the main table has in its slot.
+    /// Looks among the victims; what is found changes places with what the main table has in its slot. No page is in
+    /// both: a fill takes it from the victims.
     pub fn recall(&mut self, page: Gva, want: Want) -> Option<(u64, Full)> {
         let i = self.victims.iter().position(|(entry, _)| entry.flags(page, want).is_some())?;
         let index = self.index(page);
@@ -250,10 +251,6 @@ impl Table {
         std::mem::swap(entry, &mut victim.0);
         std::mem::swap(full, &mut victim.1);
         let found = (entry.flags(page, want)?, *full);
-        // The main table may have held another entry for the same page, with fewer rights: it must not come back.
-        if victim.0.holds(page) {
-            victim.0.invalidate();
-        }
         self.touch(index);
         Some(found)
     }
@@ -409,7 +406,7 @@ impl Table {
         }
     }
 
-    /// Takes the [`CODE`] flag off the write comparator for `page`, if that is its only flag or not.
+    /// Takes the [`CODE`] flag, and no other, off the write comparator for `page`.
     pub fn unprotect(&mut self, page: Gva) -> Option<(Entry, Full)> {
         let index = self.index(page);
         let (entry, full) = self.slot_mut(index)?;

@@ -16,6 +16,8 @@ fn the_layout_is_what_translated_code_expects() {
     assert_eq!(std::mem::offset_of!(Entry, write), 8);
     assert_eq!(std::mem::offset_of!(Entry, execute), 16);
     assert_eq!(std::mem::offset_of!(Entry, addend), 24);
+    assert_eq!((std::mem::offset_of!(View, base), std::mem::offset_of!(View, mask)), (0, 8));
+    assert_eq!(Mmu::VIEW, 0);
 }
 
 fn read(mmu: &mut Mmu, gva: u64) -> Result<u64, MemoryFault> {
@@ -286,7 +288,9 @@ fn bits() -> impl Strategy<Value = u64> {
 fn op() -> impl Strategy<Value = Op> {
     let access = (any::<(bool, bool)>(), 0..REGIONS, 0..PAGES, 0..3u8, 0..3u8);
     prop_oneof![
-        20 => access.prop_map(|((half, crossing), region, page, space, want)| Op::Access { half, region, page, space, want, crossing }),
+        20 => access.prop_map(|((half, crossing), region, page, space, want)| {
+            Op::Access { half, region, page, space, want, crossing }
+        }),
         4 => (place(), bits(), 0..32u64).prop_map(|(place, bits, frame)| Op::SetPage { place, bits, frame }),
         2 => (place(), bits(), any::<bool>(), 0..4u64)
             .prop_map(|(place, bits, large, frame)| Op::SetRegion { place, bits, large, frame }),
@@ -409,7 +413,7 @@ impl World {
             }
             Op::Switch { root, keep } => {
                 self.root = root;
-                let cr3 = 0x1000 * (root + 1) | if self.pcid { root + 1 } else { 0 };
+                let cr3 = (0x1000 * (root + 1)) | if self.pcid { root + 1 } else { 0 };
                 prop_assert!(self.mmu.load_cr3(cr3, keep).is_ok());
             }
             Op::Toggle(n) => self.toggle(n),
@@ -487,10 +491,10 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_access_gives_what_a_fresh_walk_gives(pcid: bool, ops in prop::collection::vec(op(), 1..160)) {
+    fn an_access_gives_what_a_fresh_walk_gives(pcid: bool, ops in prop::collection::vec(op(), 1..300)) {
         let mut world = World::new(pcid);
         for op in &ops {
             world.apply(op)?;

@@ -108,7 +108,7 @@ impl Shape {
         let entries = self.entries();
         let mut memory = Memory::default();
         for (i, gpa) in (2..).zip(&entries) {
-            memory.entries.insert(*gpa, 0x1000 * i | upper);
+            memory.entries.insert(*gpa, (0x1000 * i) | upper);
         }
         let large = if self.leaf == 12 { 0 } else { PS };
         memory.entries.insert(entries[entries.len() - 1], self.frame() | large | leaf);
@@ -168,7 +168,7 @@ fn verdict(c: Case) -> Option<u16> {
         } else if c.want == Want::Write {
             c.writable
         } else if c.want == Want::Execute {
-            !(c.no_execute && !c.legacy)
+            !c.no_execute || c.legacy
         } else {
             true
         }
@@ -189,7 +189,7 @@ fn verdict(c: Case) -> Option<u16> {
         } else if c.smep {
             false
         } else {
-            !(c.no_execute && !c.legacy)
+            !c.no_execute || c.legacy
         }
     } else {
         // Supervisor-mode accesses to supervisor-mode addresses.
@@ -198,7 +198,7 @@ fn verdict(c: Case) -> Option<u16> {
         } else if c.want == Want::Write {
             if c.wp { c.writable } else { true }
         } else {
-            !(c.no_execute && !c.legacy)
+            !c.no_execute || c.legacy
         }
     };
     if allowed { None } else { Some(code) }

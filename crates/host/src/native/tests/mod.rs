@@ -265,6 +265,17 @@ fn x87_computes_with_all_its_bits() {
 }
 
 #[test]
+fn x87_pointers_are_not_the_stubs() {
+    let mut engine = Engine::new();
+    let mut machine = machine();
+    machine.vector.set_x87_pointers((0x123, 0x1_0000_0001, 0x2_0000_0002));
+    // fld dword [rdx]; paddb mm1, mm2
+    execute(&mut engine, &[0xd9, 0x02], 64, &mut machine, 0).unwrap();
+    execute(&mut engine, &[0x0f, 0xfc, 0xca], 64, &mut machine, 0).unwrap();
+    assert_eq!(machine.vector.x87_pointers(), (0x123, 0x1_0000_0001, 0x2_0000_0002));
+}
+
+#[test]
 fn opcodes_for_the_last_instruction_pointer() {
     let mut engine = Engine::new();
     for (bytes, fop) in [

@@ -1,0 +1,155 @@
+//! The host CPU as an oracle for tests: runs raw instruction bytes with every register set, and says what became of them.
+//!
+//! Unlike [`crate::native`] nothing is re-encoded: the very bytes run, with operands at the very addresses, so that what the
+//! interpreter makes of them can be held against it. The bytes must be code that falls through its end, must not
+//! fault, and must not use RSP. Only for tests: whoever calls this vouches for the bytes.
+
+use crate::Error;
+use crate::code::CodeBuffer;
+use std::arch::naked_asm;
+use std::sync::{Mutex, PoisonError};
+
+/// Registers before and after: RAX … R15 in encoding order (RSP is not loaded), RFLAGS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Registers {
+    /// General-purpose registers.
+    pub gpr: [u64; 16],
+    /// RFLAGS. Only the arithmetic flags and DF are loaded.
+    pub flags: u64,
+}
+
+/// Flags that are loaded: CF, PF, AF, ZF, SF, DF, OF.
+const LOADED: u64 = 0xcd5;
+
+/// What the trampoline works on: its address is known to both ends without a register.
+#[repr(C)]
+struct Exchange {
+    registers: Registers,
+    host_rsp: u64,
+    code: u64,
+}
+
+static mut EXCHANGE: Exchange = Exchange { registers: Registers { gpr: [0; 16], flags: 0 }, host_rsp: 0, code: 0 };
+
+/// Serialises users of [`EXCHANGE`].
+static TURN: Mutex<()> = Mutex::new(());
+
+/// Loads the registers and jumps to the code.
+#[unsafe(naked)]
+unsafe extern "C" fn trampoline() {
+    naked_asm!(
+        "push rbx", "push rbp", "push r12", "push r13", "push r14", "push r15",
+        "mov [rip + {x} + 136], rsp",
+        "push [rip + {x} + 128]",
+        "popfq",
+        "mov rax, [rip + {x}]", "mov rcx, [rip + {x} + 8]", "mov rdx, [rip + {x} + 16]", "mov rbx, [rip + {x} + 24]",
+        "mov rbp, [rip + {x} + 40]", "mov rsi, [rip + {x} + 48]", "mov rdi, [rip + {x} + 56]",
+        "mov r8, [rip + {x} + 64]", "mov r9, [rip + {x} + 72]", "mov r10, [rip + {x} + 80]", "mov r11, [rip + {x} + 88]",
+        "mov r12, [rip + {x} + 96]", "mov r13, [rip + {x} + 104]", "mov r14, [rip + {x} + 112]", "mov r15, [rip + {x} + 120]",
+        "jmp [rip + {x} + 144]",
+        x = sym EXCHANGE,
+    );
+}
+
+/// Where the code under test jumps when it is done: on the trampoline's stack frame still.
+#[unsafe(naked)]
+unsafe extern "C" fn way_back() {
+    naked_asm!(
+        "mov [rip + {x}], rax", "mov [rip + {x} + 8], rcx", "mov [rip + {x} + 16], rdx", "mov [rip + {x} + 24], rbx",
+        "mov [rip + {x} + 40], rbp", "mov [rip + {x} + 48], rsi", "mov [rip + {x} + 56], rdi",
+        "mov [rip + {x} + 64], r8", "mov [rip + {x} + 72], r9", "mov [rip + {x} + 80], r10", "mov [rip + {x} + 88], r11",
+        "mov [rip + {x} + 96], r12", "mov [rip + {x} + 104], r13", "mov [rip + {x} + 112], r14", "mov [rip + {x} + 120], r15",
+        "pushfq",
+        "pop [rip + {x} + 128]",
+        "cld",
+        "mov rsp, [rip + {x} + 136]",
+        "pop r15", "pop r14", "pop r13", "pop r12", "pop rbp", "pop rbx",
+        "ret",
+        x = sym EXCHANGE,
+    );
+}
+
+/// Memory for the code under test.
+#[derive(Debug)]
+pub struct Oracle {
+    code: CodeBuffer,
+}
+
+impl Oracle {
+    /// An oracle with a page of code memory.
+    ///
+    /// # Errors
+    /// No executable memory.
+    pub fn new() -> Result<Self, Error> {
+        Ok(Self { code: CodeBuffer::new(4096)? })
+    }
+
+    /// Runs `bytes` on `registers`.
+    ///
+    /// # Safety
+    /// The bytes must fall through their end, must neither fault nor use RSP, and may only touch memory that the caller
+    /// owns.
+    ///
+    /// # Panics
+    /// If the bytes do not fit in a page.
+    pub unsafe fn run(&mut self, bytes: &[u8], registers: &mut Registers) {
+        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        self.code.clear();
+        // jmp [rip]: the address of the way back follows; no register is free for it.
+        let mut code = bytes.to_vec();
+        code.extend([0xff, 0x25, 0, 0, 0, 0]);
+        code.extend((way_back as unsafe extern "C" fn() as usize).to_le_bytes());
+        let start = self.code.append(&code).expect("the code fits in a page");
+        let entry = self.code.start().addr() as u64 + start as u64;
+        // SAFETY: EXCHANGE is only touched here, under TURN; the trampoline saves and restores what the ABI wants, and the
+        // caller vouches for the bytes.
+        unsafe {
+            EXCHANGE.registers = *registers;
+            EXCHANGE.registers.flags = registers.flags & LOADED | 2;
+            EXCHANGE.code = entry;
+            trampoline();
+            let sp = registers.gpr[4];
+            *registers = EXCHANGE.registers;
+            registers.gpr[4] = sp;
+        }
+    }
+}
+
+/// A page of the process at a chosen address, for operands that guest and host see at the same place.
+#[derive(Debug)]
+pub struct Page(std::ptr::NonNull<u8>);
+
+impl Page {
+    /// Maps a page at `address`; `None` if something is there already.
+    #[must_use]
+    pub fn at(address: u64) -> Option<Self> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
+        let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
+        let wanted = std::ptr::without_provenance_mut(usize::try_from(address).ok()?);
+        // SAFETY: FIXED_NOREPLACE replaces no mapping.
+        let page = unsafe { mmap_anonymous(wanted, 4096, ProtFlags::READ | ProtFlags::WRITE, flags) };
+        std::ptr::NonNull::new(page.ok()?.cast()).map(Self)
+    }
+
+    /// Fills the page.
+    pub fn write(&self, bytes: &[u8]) {
+        let len = bytes.len().min(4096);
+        // SAFETY: the page is mapped as long as `self` lives, and code under test does not run now.
+        unsafe { self.0.copy_from_nonoverlapping(std::ptr::NonNull::from(bytes).cast(), len) };
+    }
+
+    /// Reads the page.
+    #[must_use]
+    pub fn read(&self) -> Vec<u8> {
+        // SAFETY: as for `write`.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr(), 4096) }.to_vec()
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `at` and is not used any more.
+        let _ = unsafe { rustix::mm::munmap(self.0.as_ptr().cast(), 4096) };
+    }
+}

@@ -1,0 +1,133 @@
+//! Guests booted end to end: real kernels to user space and back, tiny guests to their exit, and how each ends.
+//!
+//! Kernels that are not at hand are skipped with a line that says so; see `guests::find`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use guests::session::{Ended, Session, argument};
+use guests::{PATIENCE, find, image, initramfs, skipped};
+
+const VITRINE: &str = env!("CARGO_BIN_EXE_vitrine");
+const EXIT_DEVICE: &str = "isa-debug-exit,iobase=0xf4,iosize=0x4";
+/// For guests of a few instructions.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Boots `kernel` with busybox and waits for its end; nothing where there is no busybox.
+fn boot(test: &str, kernel: &Path, append: &str, more: &[&str]) -> Option<Ended> {
+    let Some(initrd) = initramfs::build(initramfs::INIT) else {
+        skipped(test, "no static busybox (package busybox-static)");
+        return None;
+    };
+    let mut arguments = vec!["-kernel", argument(kernel), "-initrd", argument(initrd.path())];
+    arguments.extend(["-append", append, "-nographic"]);
+    arguments.extend(more);
+    Some(Session::start(VITRINE, &arguments).end(PATIENCE))
+}
+
+/// What must be true of any boot that powered off.
+fn assert_booted(ended: &Ended, append: &str) {
+    ended.no_panic();
+    assert_eq!(ended.status.code(), Some(0), "power off exits 0: {ended:?}");
+    assert!(ended.stdout.contains("GUEST-READY"), "user space runs: {ended:?}");
+    let shown = ended.stdout.lines().any(|line| line.trim_end() == append);
+    assert!(shown, "/proc/cmdline is {append:?}: {ended:?}");
+}
+
+#[test]
+fn the_seed_kernel_boots_and_powers_off() {
+    let Some(kernel) = find::seed_kernel() else { return skipped("seed kernel", "no seed-bzImage at hand") };
+    let append = "console=ttyS0 one=two  three";
+    if let Some(ended) = boot("seed kernel", &kernel, append, &["-m", "128M"]) {
+        assert_booted(&ended, append);
+    }
+}
+
+#[test]
+fn options_may_have_two_dashes() {
+    let Some(kernel) = find::seed_kernel() else { return skipped("two dashes", "no seed-bzImage at hand") };
+    let Some(initrd) = initramfs::build(initramfs::INIT) else { return skipped("two dashes", "no static busybox") };
+    let arguments = ["--kernel", argument(&kernel), "--initrd", argument(initrd.path())];
+    let arguments = [&arguments[..], &["--append", "console=ttyS0 quiet", "--nographic", "-m", "128"]].concat();
+    assert_booted(&Session::start(VITRINE, &arguments).end(PATIENCE), "console=ttyS0 quiet");
+}
+
+#[test]
+fn debians_kernels_boot_without_complaint() {
+    let kernels = find::debian_kernels();
+    if kernels.is_empty() {
+        return skipped("Debian's kernels", "none in .cache (cargo run fetches one)");
+    }
+    for kernel in kernels {
+        let append = "console=ttyS0 dmesg";
+        let Some(ended) = boot("Debian's kernels", &kernel, append, &["-m", "512M"]) else { return };
+        assert_booted(&ended, append);
+        for complaint in ["Oops", "BUG:", "WARNING: CPU", "unexpected trap", "Marking clocksource", "Call Trace"] {
+            let line = ended.stdout.lines().find(|line| line.contains(complaint));
+            assert_eq!(line, None, "{} has no complaint", kernel.display());
+        }
+    }
+}
+
+#[test]
+fn isa_debug_exit_gives_its_status() {
+    for (code, status) in [(0, 1), (1, 3), (0x10, 0x21), (0x7f, 0xff)] {
+        let kernel = initramfs::file_of(&image::exits(code));
+        let arguments = ["-kernel", argument(kernel.path()), "-display", "none", "-device", EXIT_DEVICE];
+        let ended = Session::start(VITRINE, &arguments).end(SOON);
+        ended.no_panic();
+        assert_eq!(ended.status.code(), Some(status), "{ended:?}");
+    }
+}
+
+#[test]
+fn integer_work_in_long_mode_is_right() {
+    let rounds = 200_000;
+    let kernel = initramfs::file_of(&image::integer_loop(rounds));
+    let arguments = ["-kernel", argument(kernel.path()), "-display", "none", "-device", EXIT_DEVICE];
+    let ended = Session::start(VITRINE, &arguments).end(SOON);
+    assert_eq!(ended.status.code(), Some(image::integer_loop_status(rounds)), "{ended:?}");
+}
+
+#[test]
+fn memory_comes_on_demand() {
+    let kernel = initramfs::file_of(&image::exits(0));
+    let arguments = ["-kernel", argument(kernel.path()), "-display", "none", "-device", EXIT_DEVICE, "-m", "64G"];
+    let ended = Session::start(VITRINE, &arguments).end(SOON);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+}
+
+#[test]
+fn an_idle_machine_is_small() {
+    let kernel = initramfs::file_of(&image::waits());
+    let session = Session::start(VITRINE, &["-kernel", argument(kernel.path()), "-display", "none", "-m", "1G"]);
+    std::thread::sleep(Duration::from_secs(1));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", session.id())).unwrap_or_default();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let resident: u64 = resident.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(u64::MAX);
+    // The guest itself touches less than 1 MiB.
+    assert!(resident <= 33 * 1024, "{resident} KiB resident with no guest activity");
+}
+
+#[test]
+fn a_triple_fault_names_the_address() {
+    let kernel = initramfs::file_of(&image::triple_faults());
+    let session = Session::start(VITRINE, &["-kernel", argument(kernel.path()), "-display", "none", "-no-reboot"]);
+    let ended = session.end(SOON);
+    ended.no_panic();
+    let says = ended.stderr.to_lowercase();
+    let address = format!("{:x}", image::ENTRY + 7); // behind the LIDT
+    assert!(says.contains("triple fault") && says.contains(&address), "{address} is named: {ended:?}");
+}
+
+#[test]
+fn a_corrupt_initrd_is_the_guests_business() {
+    let Some(kernel) = find::seed_kernel() else { return skipped("corrupt initrd", "no seed-bzImage at hand") };
+    let garbage: Vec<u8> = (0_u32..100_000).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+    let initrd = initramfs::file_of(&garbage);
+    let arguments = ["-kernel", argument(&kernel), "-initrd", argument(initrd.path()), "-nographic", "-no-reboot"];
+    let arguments = [&arguments[..], &["-append", "console=ttyS0 panic=-1"]].concat();
+    let ended = Session::start(VITRINE, &arguments).end(PATIENCE);
+    ended.no_panic();
+    assert!(ended.stdout.contains("Kernel panic"), "the kernel finds no init: {ended:?}");
+}
