@@ -23,6 +23,7 @@ pub mod power;
 pub mod rtc;
 pub mod sink;
 pub mod sync;
+pub mod testdev;
 #[cfg(test)]
 mod testing;
 pub mod timer;

@@ -44,6 +44,7 @@ use devices::pit::Pit;
 use devices::pm::{self, Pm, ResetControl};
 use devices::port92::Port92;
 use devices::rtc::{CmosConfig, Rtc};
+use devices::testdev::{self, TestDevice, TestMemory};
 use devices::timer::Timers;
 use devices::uart::{self, Uart};
 use devices::{A20, Pin, PortBus, PortDevice, PowerSwitch, Reset};
@@ -122,6 +123,9 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
     let interrupts = Interrupts::make(&config.cpu_model, &signals, &timers, &mut map, &info)?;
     let irqs = interrupts.isa();
     let pit = build.clocks(&interrupts, &irqs, &timers, &mut map, config.hpet.then_some(info.hpet))?;
+    if config.pc_testdev {
+        build.test_device(&interrupts, &irqs, &mut map)?;
+    }
     let map = Arc::new(map);
 
     let a20 = build.a20(&map, &control);
@@ -271,6 +275,22 @@ impl Builder {
         let device = Arc::new(device);
         self.resets.push(device.clone());
         device
+    }
+
+    /// The test device, whose lines 0 to 15 are the ISA interrupts and the others the I/O APIC's further inputs.
+    fn test_device(
+        &mut self,
+        interrupts: &Interrupts,
+        isa: &[Pin; 16],
+        map: &mut PhysicalMap,
+    ) -> Result<(), MachineError> {
+        let further = (isa.len()..testdev::LINE_COUNT.into()).map(|n| interrupts.ioapic.pin(n));
+        let device = self.resets(TestDevice::new(isa.iter().cloned().chain(further).collect()));
+        self.ports.add(testdev::LATCH, testdev::LATCH_PORTS, 4, device.clone())?;
+        self.ports.add(testdev::BYTES, testdev::BYTE_PORTS, 1, device.clone())?;
+        self.ports.add(testdev::LINES, testdev::LINE_COUNT, 4, device)?;
+        let (start, end) = (Gpa(testdev::MEMORY), Gpa(testdev::MEMORY + testdev::MEMORY_SIZE as u64));
+        Ok(map.add_mmio(start..end, TestMemory::new())?)
     }
 
     fn a20(&mut self, map: &Arc<PhysicalMap>, control: &Arc<Control>) -> Arc<A20> {

@@ -87,6 +87,8 @@ pub struct Config {
     pub debugcon: Option<DebugConsole>,
     /// The debug exit device, if there is one.
     pub isa_debug_exit: Option<DebugExitPorts>,
+    /// Whether there is QEMU's test device (`pc-testdev`).
+    pub pc_testdev: bool,
     /// Whether there is an HPET.
     pub hpet: bool,
     /// Whether a reset ends the machine.
@@ -114,6 +116,7 @@ impl Config {
             serials: Vec::new(),
             debugcon: None,
             isa_debug_exit: None,
+            pc_testdev: false,
             hpet: true,
             no_reboot: false,
             no_shutdown: false,

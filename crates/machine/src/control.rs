@@ -4,12 +4,11 @@
 //! `Signals::STOP`, both under the lock; the gate lowers the signal under the same lock once nothing wants a stop any
 //! more, so no request is ever lost. When every vCPU is parked at the gate the supervisor ([`Control::next`]) acts.
 
-use crate::Registers;
+use crate::{Registers, VcpuStats};
 use boot::Entry;
 use cpu::Signals;
 use devices::sync::lock;
 use devices::{PowerRequest, PowerSwitch};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A vCPU that met a fault which it could deliver neither as itself nor as a double fault.
@@ -100,20 +99,20 @@ pub(crate) struct Seen {
     flushes: u64,
 }
 
-/// See the module. Lock order: `state` before a vCPU's signals; devices are never called under it.
+/// See the module. Lock order: `state` before a vCPU's signals; devices are never called under it. `shown` alone.
 #[derive(Debug)]
 pub(crate) struct Control {
     state: Mutex<State>,
     changed: Condvar,
     signals: Vec<Arc<Signals>>,
-    /// Instructions executed by each vCPU, as of its last visit to the gate.
-    instructions: Vec<AtomicU64>,
+    /// What each vCPU showed at its last visit to the gate.
+    shown: Vec<Mutex<Option<VcpuStats>>>,
 }
 
 impl Control {
     pub(crate) fn new(signals: Vec<Arc<Signals>>) -> Self {
-        let instructions = signals.iter().map(|_| AtomicU64::new(0)).collect();
-        Self { state: Mutex::default(), changed: Condvar::new(), signals, instructions }
+        let shown = signals.iter().map(|_| Mutex::default()).collect();
+        Self { state: Mutex::default(), changed: Condvar::new(), signals, shown }
     }
 
     /// Changes the state; if anything wants a stop afterwards, every vCPU is told.
@@ -139,11 +138,15 @@ impl Control {
 
     // --- for vCPU threads
 
-    /// Parks vCPU `index` for as long as anything wants the machine to stand. `instructions`: how many it has executed.
-    pub(crate) fn gate(&self, index: usize, seen: &mut Seen, instructions: u64) -> Pass {
-        if let Some(counter) = self.instructions.get(index) {
-            counter.store(instructions, Ordering::Relaxed);
+    /// Leaves what others may see of vCPU `index` until it comes to the gate again.
+    pub(crate) fn show(&self, index: usize, stats: VcpuStats) {
+        if let Some(place) = self.shown.get(index) {
+            *lock(place) = Some(stats);
         }
+    }
+
+    /// Parks vCPU `index` for as long as anything wants the machine to stand.
+    pub(crate) fn gate(&self, index: usize, seen: &mut Seen) -> Pass {
         let mut state = lock(&self.state);
         if state.stops() {
             state.parked += 1;
@@ -202,8 +205,8 @@ impl Control {
         !state.ended
     }
 
-    pub(crate) fn instructions(&self) -> Vec<u64> {
-        self.instructions.iter().map(|counter| counter.load(Ordering::Relaxed)).collect()
+    pub(crate) fn shown(&self) -> Vec<VcpuStats> {
+        self.shown.iter().filter_map(|place| lock(place).clone()).collect()
     }
 
     // --- for the supervisor

@@ -47,11 +47,22 @@ pub struct Handle {
     control: Arc<Control>,
 }
 
-/// Counters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What a vCPU shows of itself.
+#[derive(Clone, Debug)]
+pub struct VcpuStats {
+    /// Its registers.
+    pub registers: Registers,
+    /// Instructions executed.
+    pub instructions: u64,
+    /// The slow path's counters.
+    pub tlb: memory::tlb::Stats,
+}
+
+/// What can be seen of a machine from outside.
+#[derive(Clone, Debug)]
 pub struct Stats {
-    /// Instructions executed by each vCPU, as of its last stop (a pause, a reset, the end).
-    pub instructions: Vec<u64>,
+    /// Each vCPU as of its last stop (a pause, a reset, the end).
+    pub vcpus: Vec<VcpuStats>,
     /// Nanoseconds that the machine has run.
     pub time: u64,
 }
@@ -220,10 +231,10 @@ impl Handle {
         }
     }
 
-    /// Counters.
+    /// How the machine is doing. To know it of this moment, pause it first.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        Stats { instructions: self.control.instructions(), time: cpu::Clock::now(&*self.board.clock) }
+        Stats { vcpus: self.control.shown(), time: cpu::Clock::now(&*self.board.clock) }
     }
 
     /// Reads guest physical memory, RAM and ROM; false if some of it is neither.

@@ -1,8 +1,8 @@
 //! A vCPU's thread: runs the interpreter from gate to gate.
 
-use crate::Registers;
 use crate::board::Board;
 use crate::control::{Control, Crash, Pass, Seen};
+use crate::{Registers, VcpuStats};
 use boot::Entry;
 use cpu::Cpu;
 use cpu::run::{Exit, Interpreter};
@@ -16,7 +16,9 @@ pub(crate) fn run(mut cpu: Cpu, board: &Board, control: &Control) {
     let mut seen = Seen::default();
     let index = usize::try_from(cpu.id).unwrap_or(usize::MAX);
     loop {
-        match control.gate(index, &mut seen, cpu.instructions) {
+        let (instructions, tlb) = (cpu.instructions, cpu.mmu.stats());
+        control.show(index, VcpuStats { registers: Registers::from(&cpu), instructions, tlb });
+        match control.gate(index, &mut seen) {
             Pass::End => return,
             Pass::Go { reset, flush } => {
                 if let Some(entry) = reset {
