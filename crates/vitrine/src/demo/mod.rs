@@ -59,7 +59,7 @@ pub fn run(flags: &Flags) -> Result<End> {
     let lines = Lines::default();
     let log = cache.join("console.log");
     let mut console = None;
-    let mut session = Session::start(|events| {
+    let mut session = Session::new(|events| {
         let mut config = run::config(flags)?;
         config.memory = flags.memory.unwrap_or(MEMORY);
         config.no_reboot = true;
@@ -73,6 +73,7 @@ pub fn run(flags: &Flags) -> Result<End> {
         console = Some((sink, events.clone()));
         Ok(config)
     })?;
+    session.start()?;
     let report = match experiment(&session, &booting, &program, &lines) {
         Ok(Ok(report)) => report,
         Ok(Err(end)) => return Ok(end),
@@ -80,7 +81,7 @@ pub fn run(flags: &Flags) -> Result<End> {
             drop(booting);
             session.quit();
             tail(&log);
-            return Err(error.context(format!("the guest's console is in {}", log.display())));
+            bail!("{error:#}; the guest's console is in {}", log.display());
         }
     };
     booting.end(&format!("{name} booted and did the experiment"));
