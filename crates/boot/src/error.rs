@@ -4,7 +4,7 @@
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// A file cannot be read.
-    #[error("cannot read {file}: {source}")]
+    #[error("cannot read {file}")]
     Read {
         /// The file.
         file: String,

@@ -97,10 +97,14 @@ fn operation(i: &Instruction, model: &Model) -> Op {
         exec::control::select,
         exec::syscall::select,
         exec::system::select,
+        exec::vector::select,
+        exec::x87::select,
+        exec::xsave::select,
     ];
     match rare.iter().find_map(|select| select(i)) {
         Some(slow) => Op::slow(slow, i),
-        None => Op::slow(undefined, i),
+        // Last: the rooms before know the special cases.
+        None => exec::native::select(i).map_or_else(|| Op::slow(undefined, i), |slow| Op::native(slow, i)),
     }
 }
 

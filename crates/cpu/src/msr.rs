@@ -160,6 +160,7 @@ impl Cpu {
             msr::NB_CFG => m.nb_cfg,
             msr::MMIO_CONFIG_BASE => m.mmio_config_base,
             msr::IORR_BASE0..=msr::TOP_MEM | msr::TOP_MEM2 => 0,
+            msr::PERF_EVT_SEL0..=msr::PERF_CTR3 => 0,
             msr::INT_PENDING | msr::PSTATE_LIMIT | msr::PSTATE_CONTROL | msr::PSTATE_STATUS => 0,
             msr::VM_CR => VM_CR_DISABLED,
             msr::LS_CFG..=0xc001_102f => *m.amd_config.get((number - msr::LS_CFG) as usize)?,
@@ -242,6 +243,8 @@ impl Cpu {
             msr::NB_CFG => self.msrs.nb_cfg = value,
             msr::MMIO_CONFIG_BASE => self.msrs.mmio_config_base = value,
             msr::PATCH_LOADER | msr::INT_PENDING => {}
+            // The four legacy counters have no CPUID bit that could hide them: they are there and never count.
+            msr::PERF_EVT_SEL0..=msr::PERF_CTR3 => {}
             msr::LS_CFG..=0xc001_102f => *self.msrs.amd_config.get_mut((number - msr::LS_CFG) as usize)? = value,
             _ => return None,
         }

@@ -1,15 +1,28 @@
 //! A decoded instruction in the form that the interpreter runs: a handler and its operands.
 
 use crate::Cpu;
-use crate::exec::{Flow, Slow};
+use crate::exec::{Flow, Slow, native};
 use crate::state::{RIP, ZERO};
 use host::alu::Word;
+use host::native::Stub;
 use iced_x86::{Instruction, Register};
 use memory::Scalar;
+use std::cell::Cell;
 use x86::Exception;
 
 /// Executes one operation. See [`Flow`] for what becomes of RIP.
 pub type Exec = fn(&mut Cpu, &Op) -> Result<Flow, Exception>;
+
+/// What a rare instruction keeps besides its operands.
+#[derive(Debug)]
+pub struct Rare {
+    /// What to do.
+    slow: Slow,
+    /// The instruction itself.
+    instruction: Instruction,
+    /// Its stub, if it runs on the host.
+    stub: Cell<Stub>,
+}
 
 /// One decoded instruction.
 #[derive(Debug)]
@@ -41,7 +54,7 @@ pub struct Op {
     /// REP/REPE (1), REPNE (2), or none (0).
     pub repeat: u8,
     /// For handlers that look at the instruction itself.
-    pub slow: Option<Box<(Slow, Instruction)>>,
+    pub slow: Option<Box<Rare>>,
 }
 
 impl Op {
@@ -85,11 +98,28 @@ impl Op {
     pub fn slow(slow: Slow, instruction: &Instruction) -> Self {
         fn run(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
             match &op.slow {
-                Some(boxed) => boxed.0(cpu, &boxed.1),
+                Some(rare) => (rare.slow)(cpu, &rare.instruction),
                 None => Err(Exception::UNDEFINED),
             }
         }
-        Self { slow: Some(Box::new((slow, *instruction))), ..Self::new(run, instruction) }
+        Self::rare(run, slow, instruction)
+    }
+
+    /// An operation that the host executes; it keeps the stub.
+    #[must_use]
+    pub fn native(slow: Slow, instruction: &Instruction) -> Self {
+        fn run(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
+            match &op.slow {
+                Some(rare) => native::run(cpu, &rare.instruction, &rare.stub),
+                None => Err(Exception::UNDEFINED),
+            }
+        }
+        Self::rare(run, slow, instruction)
+    }
+
+    fn rare(run: Exec, slow: Slow, instruction: &Instruction) -> Self {
+        let rare = Rare { slow, instruction: *instruction, stub: Cell::default() };
+        Self { slow: Some(Box::new(rare)), ..Self::new(run, instruction) }
     }
 }
 

@@ -9,6 +9,7 @@ use crate::debug::{DR6_ONES, DR7_ONES};
 use crate::hooks::{Clock, LocalApic, PortIo, Signals};
 use crate::msr::APIC_BASE_BSP;
 use crate::state::{CS, CodeSize, Msrs, RDX, RIP, Shadow};
+use host::native::Engine;
 use host::vector::VectorState;
 use memory::{Mmu, PhysicalMap};
 use std::sync::Arc;
@@ -73,6 +74,7 @@ impl Cpu {
             instructions: 0,
             msrs: Msrs::default(),
             vector: VectorState::new(),
+            engine: Engine::new(),
             mmu,
             id,
             model,

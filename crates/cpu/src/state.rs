@@ -3,6 +3,7 @@
 //! `repr(C)`: translated code will reach these fields by their offsets.
 
 use crate::hooks::{Clock, LocalApic, PortIo, Signals};
+use host::native::Engine;
 use host::vector::VectorState;
 use memory::mmu::PagingRegisters;
 use memory::{Mmu, Origin};
@@ -171,6 +172,8 @@ pub struct Cpu {
     pub msrs: Msrs,
     /// x87, MMX, XMM, YMM and MXCSR.
     pub vector: VectorState,
+    /// Runs instructions on the host.
+    pub engine: Engine,
     /// The MMU.
     pub mmu: Mmu,
     /// Which vCPU this is; also its initial APIC ID.

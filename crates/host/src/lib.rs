@@ -18,15 +18,13 @@ pub use features::{CpuidResult, Features, cpuid, features};
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The processor lacks instructions that Vitrine itself is built on.
-    #[error(
-        "the host's processor lacks {0}: an x86-64-v3 processor (AVX2, BMI2, FMA; Intel from 2013, AMD from 2015) is needed"
-    )]
+    #[error("the host's processor lacks {0}: an x86-64-v3 processor (AVX2, BMI2; Intel 2013, AMD 2015) is needed")]
     Processor(String),
     /// No memory that can be executed.
-    #[error("cannot map executable memory: {0} (is memfd_create or PROT_EXEC forbidden by a security policy?)")]
+    #[error("cannot map executable memory (is memfd_create or PROT_EXEC forbidden by a security policy?)")]
     CodeMemory(#[source] std::io::Error),
     /// A signal handler could not be installed.
-    #[error("cannot install a signal handler: {0}")]
+    #[error("cannot install a signal handler")]
     Signal(#[source] std::io::Error),
     /// More stub regions than the signal handler knows of.
     #[error("too many vCPUs: only {0} regions of executable memory are possible")]

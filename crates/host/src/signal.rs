@@ -1,11 +1,11 @@
 //! Faults of guest instructions that run on the host: from a signal to a value.
 //!
-//! A stub (see [`crate::native`]) keeps the address of its [`Frame`] in R11 from its first to its last instruction. When
-//! the host raises SIGSEGV, SIGBUS, SIGFPE or SIGILL with the instruction pointer in a registered region, the handler writes
-//! the host's exception vector to the frame and goes on at the frame's `resume` address, which is just behind the
-//! guest's instruction: the registers are as that instruction left them, that is as they were, and
-//! the stub stores them back. Everything the handler touches is the frame, the signal's own context and atomics,
-//! so it is async-signal-safe and knows nothing of threads.
+//! A stub (see [`crate::native`]) keeps the address of its [`Frame`] in R11 from its first to its last instruction.
+//! When the host raises SIGSEGV, SIGBUS, SIGFPE or SIGILL with the instruction pointer in a registered region, the
+//! handler writes the host's exception vector to the frame and goes on at the frame's `resume` address, which is just
+//! behind the guest's instruction: the registers are as that instruction left them, that is as they were, and the stub
+//! stores them back. Everything the handler touches is the frame, the signal's own context and atomics, so it is
+//! async-signal-safe and knows nothing of threads.
 //!
 //! Any other such signal goes to whoever handled it before, or kills the process as it would have done.
 //! The handler runs on the alternate stack that the standard library gives every thread.

@@ -47,7 +47,8 @@ macro_rules! field {
 }
 
 impl VectorState {
-    /// The state after power-up (APM vol. 2, table 14-1): FCW 0040h, all x87 registers +0.0 and valid (FTW 5555h), MXCSR 1F80h.
+    /// The state after power-up (APM vol. 2, table 14-1): FCW 0040h, all x87 registers +0.0 and valid (FTW 5555h),
+    /// MXCSR 1F80h.
     #[must_use]
     pub fn new() -> Self {
         let mut state = Self { x87: [0; 512], ymm: [[0; 4]; 16], mxcsr: MXCSR_DEFAULT };
@@ -79,7 +80,8 @@ impl VectorState {
         fop, set_fop: u16 at 6
     }
     field! {
-        /// FIP: the last non-control instruction's address. Outside 64-bit mode EIP in the low and the selector in the high half.
+        /// FIP: the last non-control instruction's address. Outside 64-bit mode EIP in the low and the selector in the
+        /// high half.
         fip, set_fip: u64 at 8
     }
     field! {
@@ -151,7 +153,8 @@ impl VectorState {
         self.x87[at + 10..at + 16].fill(0);
     }
 
-    /// The full tag word (two bits a physical register: valid, zero, special, empty), which FNSTENV shows (SDM vol. 1, 8.1.7).
+    /// The full tag word (two bits a physical register: valid, zero, special, empty), which FNSTENV shows (SDM vol. 1,
+    /// 8.1.7).
     #[must_use]
     pub fn full_tags(&self) -> u16 {
         let (top, present) = (self.x87_top(), self.ftw());

@@ -32,7 +32,7 @@ pub enum RamError {
     #[error("guest RAM of {0} bytes is more than this process can address")]
     TooLarge(u64),
     /// The host refused the memory file or its mapping.
-    #[error("cannot get {size} bytes of guest RAM from the host: {source}")]
+    #[error("cannot get {size} bytes of guest RAM from the host")]
     Host {
         /// How much was asked for.
         size: u64,

@@ -391,7 +391,10 @@ fn into(cpu: &mut Cpu, i: &Instruction) -> Result<Flow, Exception> {
 }
 
 fn int1(cpu: &mut Cpu, i: &Instruction) -> Result<Flow, Exception> {
-    cpu.deliver_software(i, Vector::Debug as u8, Source::Icebp)
+    let flow = cpu.deliver_software(i, Vector::Debug as u8, Source::Icebp)?;
+    // It is itself the #DB that pending debug traps would have become; they are lost, and DR6 does not show them.
+    cpu.debug_pending = 0;
+    Ok(flow)
 }
 
 /// Picks the handler for an instruction of this family.

@@ -18,6 +18,11 @@ pub mod segment;
 pub mod stack;
 pub mod strings;
 
+pub mod native;
+pub mod vector;
+pub mod x87;
+pub mod xsave;
+
 use crate::Cpu;
 use crate::op::{Exec, Op, Width};
 use iced_x86::{Instruction, OpKind};

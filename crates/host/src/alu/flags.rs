@@ -1,8 +1,8 @@
 //! How a host instruction is wrapped so that flags go in and come out: a macro an operand shape.
 //!
 //! Flags come out by SETO and LAHF, which measured at half the cost of PUSHFQ and POP, and go in by SAHF after an
-//! addition on AL that makes OF: cheaper by far than POPFQ, and neither way touches any other bit of RFLAGS or the stack.
-//! Where only CF goes in, BT does it.
+//! addition on AL that makes OF: cheaper by far than POPFQ, and neither way touches any other bit of RFLAGS or the
+//! stack. Where only CF goes in, BT does it.
 
 /// `flags` as the wrapped instructions take it in AX: AH for SAHF, and OF as 0 or 1 in AL.
 #[inline(always)]

@@ -1,9 +1,10 @@
 //! The host CPU as the guest's ALU: one host instruction a function, with the flags exactly as it leaves them.
 //!
 //! Every function runs the instruction of its name (APM vol. 3, SDM vol. 2) on values, and returns the flags after it:
-//! CF, PF, AF, ZF, SF and OF stand in their RFLAGS positions, **the other bits mean nothing** and are to be masked by `x86::Rflags::STATUS` before they are shown. Flags that the manuals leave undefined are what this
-//! host makes of them. Where an instruction reads flags or may leave some as they were, the incoming flags are an argument
-//! (`flags`, only the six status flags of it matter).
+//! CF, PF, AF, ZF, SF and OF stand in their RFLAGS positions, **the other bits mean nothing** and are to be masked by
+//! `x86::Rflags::STATUS` before they are shown. Flags that the manuals leave undefined are what this host makes of
+//! them. Where an instruction reads flags or may leave some as they were, the incoming flags are an argument (`flags`,
+//! only the six status flags of it matter).
 //!
 //! No function touches DF, AC, TF or memory, and none can fault.
 //! DIV and IDIV, which can, are guarded by Rust and give `None` instead of #DE. Left out: the BT family, which
@@ -114,8 +115,8 @@ functions! { Word:
     dec(a: T, flags: u64) -> (T, u64);
     /// NEG: CF tells whether `a` was not zero.
     neg(a: T) -> (T, u64);
-    /// SHL by CL or an immediate: `count` is masked as the instruction does (to 6 bits for `u64`, else to 5), and 0 leaves
-    /// the flags as they are.
+    /// SHL by CL or an immediate: `count` is masked as the instruction does (to 6 bits for `u64`, else to 5), and 0
+    /// leaves the flags as they are.
     shl(a: T, count: u8, flags: u64) -> (T, u64);
     /// SHR; `count` as in [`shl`].
     shr(a: T, count: u8, flags: u64) -> (T, u64);

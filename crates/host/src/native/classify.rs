@@ -1,7 +1,7 @@
 //! Which instructions may run on the host, and what their stubs must load, save and check.
 //!
-//! The list is positive: an instruction runs only if every CPUID feature that it belongs to is listed here and
-//! its mnemonic is not one of those that touch more than registers and one plain memory operand. So nothing that branches,
+//! The list is positive: an instruction runs only if every CPUID feature that it belongs to is listed here and its
+//! mnemonic is not one of those that touch more than registers and one plain memory operand. So nothing that branches,
 //! uses a segment, the stack, I/O, system registers or the host's own state can ever get into a stub.
 
 use bitflags::bitflags;
@@ -9,7 +9,7 @@ use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpAccess
 
 bitflags! {
     /// What an instruction needs of its surroundings.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
     pub struct Needs: u16 {
         /// The memory operand is read.
         const READ = 1 << 0;
@@ -128,8 +128,8 @@ fn is_aligned_move(mnemonic: Mnemonic) -> bool {
     )
 }
 
-/// Legacy SSE instructions whose 16-byte operand need not be aligned, or (SHA) must be on some processors only, which the
-/// host itself then tells.
+/// Legacy SSE instructions whose 16-byte operand need not be aligned, or (SHA) must be on some processors only, which
+/// the host itself then tells.
 fn is_unaligned(mnemonic: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(

@@ -1,13 +1,13 @@
 //! Emits the stub around one instruction.
 //!
-//! A stub is called with R11 = frame, R10 = vector state, R8 = general registers, and may change every register that the
-//! C calling convention lets it change. So the guest's instruction finds its general registers in RAX, RCX, RDX, RSI and RDI:
-//! implicit operands keep their numbers, explicit ones are renamed, and RSP or a callee-saved register is never touched.
-//! The memory operand becomes `[rdi]`. After the instruction, written registers are stored with their old
-//! values if it faulted, so that the path after a fault is the path after success.
+//! A stub is called with R11 = frame, R10 = vector state, R8 = general registers, and may change every register that
+//! the C calling convention lets it change. So the guest's instruction finds its general registers in RAX, RCX, RDX,
+//! RSI and RDI: implicit operands keep their numbers, explicit ones are renamed, and RSP or a callee-saved register is
+//! never touched. The memory operand becomes `[rdi]`. After the instruction, written registers are stored with their
+//! old values if it faulted, so that the path after a fault is the path after success.
 //!
-//! Order on the way in: x87 (FXRSTOR also loads XMM and MXCSR, which must therefore come later), flags, vectors, MXCSR, general
-//! registers (MOV changes no flags). On the way out: general registers, flags, vectors, MXCSR, x87.
+//! Order on the way in: x87 (FXRSTOR also loads XMM and MXCSR, which must therefore come later), flags, vectors, MXCSR,
+//! general registers (MOV changes no flags). On the way out: general registers, flags, vectors, MXCSR, x87.
 
 use super::classify::{self, Needs, is_write};
 use crate::signal::Frame;

@@ -2,10 +2,10 @@
 //!
 //! For each distinct instruction an [`Engine`] emits a small stub that loads the guest registers the instruction uses,
 //! executes it with the guest's own MXCSR, x87 state and flags, and stores what it wrote. Distinct means: code and
-//! registers; the memory operand is replaced by a pointer, so that one stub serves all addresses. What comes out is what the
-//! guest would see on this processor, including the upper halves of YMM registers (kept by legacy encodings, cleared by
-//! VEX ones), sticky flags, and exceptions, which come back as [`Fault`]s with the guest's state as a faulting
-//! instruction leaves it. Afterwards the host's MXCSR, x87 unit, DF and upper halves are as they were.
+//! registers; the memory operand is replaced by a pointer, so that one stub serves all addresses. What comes out is
+//! what the guest would see on this processor, including the upper halves of YMM registers (kept by legacy encodings,
+//! cleared by VEX ones), sticky flags, and exceptions, which come back as [`Fault`]s with the guest's state as a
+//! faulting instruction leaves it. Afterwards the host's MXCSR, x87 unit, DF and upper halves are as they were.
 //!
 //! The caller checks everything that is not arithmetic: whether the instruction may be executed now (CR0, CR4,
 //! XCR0), segments, paging. Which instructions are served is said in [`classify`](is_allowed).
@@ -35,7 +35,8 @@ pub const OPERAND: usize = 64;
 const CAPACITY: usize = 4 << 20;
 
 /// A compiled instruction, good in the engine that made it. It goes stale when that engine's memory has filled up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The default is one that no engine has made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stub {
     /// Which filling of which engine's memory the stub is in.
     generation: u32,
@@ -107,6 +108,9 @@ pub enum Unsupported {
     Host(#[from] Error),
 }
 
+/// Generation of an engine without code: of no stub. (0 is that of the default stub.)
+const NO_CODE: u32 = u32::MAX;
+
 /// The memory operand's place: two cache lines, so that an operand of up to 64 bytes can have the guest's alignment.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -140,7 +144,7 @@ impl Engine {
     pub fn new() -> Self {
         Self {
             code: None,
-            generation: 0,
+            generation: NO_CODE,
             stubs: HashMap::default(),
             encoder: Encoder::new(64),
             factory: InstructionInfoFactory::new(),
@@ -148,7 +152,8 @@ impl Engine {
         }
     }
 
-    /// The stub for `instruction`, compiled now or before. Instructions that differ only in how they address memory share one.
+    /// The stub for `instruction`, compiled now or before. Instructions that differ only in how they address memory
+    /// share one.
     pub fn prepare(&mut self, instruction: &Instruction) -> Result<Stub, Unsupported> {
         let key = key(instruction);
         match self.stubs.get(&key) {
@@ -200,8 +205,8 @@ impl Engine {
         Ok(stub)
     }
 
-    /// The bytes of the memory operand, at an address that is `offset` modulo 64 so that the host checks the alignment of
-    /// the guest's own address. To be filled before [`Engine::run`] and read afterwards.
+    /// The bytes of the memory operand, at an address that is `offset` modulo 64 so that the host checks the alignment
+    /// of the guest's own address. To be filled before [`Engine::run`] and read afterwards.
     #[inline(always)]
     pub fn operand(&mut self, offset: u64) -> &mut [u8; OPERAND] {
         let offset = (offset & 63) as usize;
@@ -209,9 +214,9 @@ impl Engine {
         unsafe { &mut *self.scratch.0.as_mut_ptr().add(offset).cast() }
     }
 
-    /// Runs a stub on the guest's registers (`general` in encoding order, of which only the first 16 are used), status flags and
-    /// vector state; its memory operand, if any, is [`Engine::operand`] of the same `offset`. FOP, FIP and FDP stay as they
-    /// were: to set them is the caller's affair, who alone knows the guest's addresses.
+    /// Runs a stub on the guest's registers (`general` in encoding order, of which only the first 16 are used), status
+    /// flags and vector state; its memory operand, if any, is [`Engine::operand`] of the same `offset`. FOP, FIP and
+    /// FDP stay as they were: to set them is the caller's affair, who alone knows the guest's addresses.
     #[inline]
     pub fn run(
         &mut self,
@@ -245,10 +250,10 @@ impl Engine {
             vector.set_image_mxcsr(MXCSR_DEFAULT);
         }
         // SAFETY: the generation says that the stub was emitted by this engine into the memory that is there now, where
-        // nothing is overwritten within a generation. A stub reads and writes only the frame, the first 16
-        // general registers, the vector state and the 64 bytes at `memory`, all of which are borrowed here, changes only registers
-        // that the C convention lets it change, and leaves MXCSR, the x87 unit and DF as Rust expects them. A fault in it
-        // is turned by the signal handler into a return with `fault` set.
+        // nothing is overwritten within a generation. A stub reads and writes only the frame, the first 16 general
+        // registers, the vector state and the 64 bytes at `memory`, all of which are borrowed here, changes only
+        // registers that the C convention lets it change, and leaves MXCSR, the x87 unit and DF as Rust expects them. A
+        // fault in it is turned by the signal handler into a return with `fault` set.
         unsafe {
             asm!(
                 "call {entry}",
@@ -291,8 +296,8 @@ fn next_generation() -> u32 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// What distinguishes an instruction from others whose stub would be different: code, operand kinds and registers, immediates
-/// of eight bits (compilation refuses wider ones), and a LOCK prefix, with which none is defined.
+/// What distinguishes an instruction from others whose stub would be different: code, operand kinds and registers,
+/// immediates of eight bits (compilation refuses wider ones), and a LOCK prefix, with which none is defined.
 fn key(instruction: &Instruction) -> u128 {
     let i = instruction;
     let second = if i.op3_kind() == OpKind::Immediate8_2nd || i.op2_kind() == OpKind::Immediate8_2nd {

@@ -1,5 +1,5 @@
-//! Stubs against an independent execution: every register loaded, the instruction itself executed with its own registers
-//! and its own memory operand, every register stored.
+//! Stubs against an independent execution: every register loaded, the instruction itself executed with its own
+//! registers and its own memory operand, every register stored.
 
 mod reference;
 
@@ -338,6 +338,10 @@ fn stubs_of_another_engine_are_stale() {
     let Machine { vector, general, status, .. } = &mut *machine;
     assert_eq!(other.run(&stub, general, status, vector, 0), Err(Fault::Stale));
     assert_eq!(one.run(&stub, general, status, vector, 0), Ok(()));
+    for engine in [&mut one, &mut Engine::new()] {
+        assert!(!engine.is_current(&Stub::default()));
+        assert_eq!(engine.run(&Stub::default(), general, status, vector, 0), Err(Fault::Stale));
+    }
 }
 
 #[test]
