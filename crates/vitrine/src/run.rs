@@ -36,7 +36,7 @@ pub fn run(flags: &Flags) -> Result<End> {
     if flags.busybox.is_some() {
         return Err(UsageError("-busybox is for the demo: vitrine -demo -busybox FILE".to_owned()).into());
     }
-    let mut session = Session::start(|events| {
+    let mut session = Session::new(|events| {
         let mut config = config(flags)?;
         config.serials = console.serial.iter().map(|to| serial(to, events)).collect::<Result<_>>()?;
         config.debugcon = flags.debugcon.as_ref().map(|to| debug_console(to, events)).transpose()?;
@@ -51,6 +51,7 @@ pub fn run(flags: &Flags) -> Result<End> {
     if let Some(mode) = console.terminal {
         session.attach(mode, console.input)?;
     }
+    session.start()?;
     Ok(session.to_the_end())
 }
 
@@ -66,9 +67,12 @@ pub fn config(flags: &Flags) -> Result<Config> {
     config.no_reboot = flags.no_reboot;
     config.no_shutdown = flags.no_shutdown;
     for device in &flags.device {
-        let Device::DebugExit(ports) = device;
-        if config.isa_debug_exit.replace(*ports).is_some() {
-            return Err(UsageError("-device isa-debug-exit is there twice; once is enough".to_owned()).into());
+        let twice = match device {
+            Device::DebugExit(ports) => config.isa_debug_exit.replace(*ports).is_some(),
+            Device::TestDevice => std::mem::replace(&mut config.pc_testdev, true),
+        };
+        if twice {
+            return Err(UsageError("a -device is there twice; once is enough".to_owned()).into());
         }
     }
     Ok(config)

@@ -7,13 +7,13 @@ use std::any::Any;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use devices::Sink;
-use machine::{Config, Handle, Machine, MachineError, Outcome};
+use machine::{Config, Crash, Handle, Machine, MachineError, Outcome};
 use view::{Action, Escape, Mode, Output, Terminal, terminal};
 
 use crate::feed::Feed;
@@ -48,9 +48,10 @@ pub enum End {
     Signal(i32),
 }
 
-/// A running machine.
+/// A machine, first made, then running.
 #[derive(Debug)]
 pub struct Session {
+    machine: Option<Machine>,
     handle: Handle,
     events: Receiver<Event>,
     sender: Sender<Event>,
@@ -58,18 +59,27 @@ pub struct Session {
 }
 
 impl Session {
-    /// Makes a machine and lets it run. `config` gets a sender for the events of the sinks that it makes.
+    /// Makes a machine. `config` gets a sender for the events of the sinks that it makes.
     ///
     /// # Errors
-    /// When the machine cannot be made, or threads and handlers cannot be set up.
-    pub fn start(config: impl FnOnce(&Sender<Event>) -> Result<Config>) -> Result<Self> {
+    /// When the machine cannot be made, or signals cannot be handled.
+    pub fn new(config: impl FnOnce(&Sender<Event>) -> Result<Config>) -> Result<Self> {
         let (sender, events) = channel();
         let machine = Machine::new(config(&sender)?)?;
         let handle = machine.handle();
         let signals = sender.clone();
         // The receiver is gone only when the process is about to end: then nobody needs to know.
         view::signals::watch(move |signal| drop(signals.send(Event::Signal(signal))))?;
-        let ended = sender.clone();
+        Ok(Self { machine: Some(machine), handle, events, sender, terminal: None })
+    }
+
+    /// Lets the machine run, once.
+    ///
+    /// # Errors
+    /// When its thread cannot be started.
+    pub fn start(&mut self) -> Result<()> {
+        let Some(machine) = self.machine.take() else { return Ok(()) };
+        let ended = self.sender.clone();
         let run = move || {
             let event = match catch_unwind(AssertUnwindSafe(|| machine.run())) {
                 Ok(outcome) => Event::Ended(outcome),
@@ -78,7 +88,7 @@ impl Session {
             let _ = ended.send(event);
         };
         thread::Builder::new().name("machine".into()).spawn(run).context("the machine's thread cannot be started")?;
-        Ok(Self { handle, events, sender, terminal: None })
+        Ok(())
     }
 
     /// Gives serial port `port` the terminal, or whatever standard input is.
@@ -86,8 +96,8 @@ impl Session {
     /// # Errors
     /// When the terminal's mode cannot be changed or a thread cannot be started.
     pub fn attach(&mut self, mode: Mode, port: usize) -> Result<()> {
-        let feed = Feed::start(self.handle.clone(), port)?;
         self.terminal = Terminal::enter(mode)?;
+        let feed = Feed::start(self.handle.clone(), port)?;
         let typed_by_hand = io::stdin().is_terminal();
         let events = self.sender.clone();
         let act = move |action| match action {
@@ -104,11 +114,8 @@ impl Session {
 
     /// The next event, or `None` if there is none until `deadline`.
     pub fn next(&self, deadline: Instant) -> Option<Event> {
-        match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(event) => Some(event),
-            // The session holds a sender itself, so the channel is never closed.
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        // The session holds a sender itself, so the channel is never closed and the one error is that of time.
+        self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
     }
 
     /// Waits for the end and says why, if there is more to it than a power off.
@@ -182,6 +189,11 @@ fn ended(outcome: Result<Outcome, MachineError>) -> End {
             End::Status(1)
         }
     }
+}
+
+/// Where a vCPU met a triple fault, and why.
+pub fn triple_fault(crash: &Crash) -> String {
+    format!("triple fault on cpu{} at rip {:x}: {}", crash.registers.cpu, crash.registers.rip, crash.cause)
 }
 
 /// The bytes of a device, to a descriptor.

@@ -168,8 +168,9 @@ pub fn unpack(deb: &Path, pattern: &str, into: &Path) -> Result<PathBuf> {
         .context("dpkg-deb cannot be started")?;
     let archive = package.stdout.take().map_or_else(Stdio::null, Stdio::from);
     let output = Command::new("tar")
-        .args(["--extract", "--file=-", "--no-same-owner", "--wildcards", pattern, "--directory"])
+        .args(["--extract", "--file=-", "--no-same-owner", "--directory"])
         .arg(into)
+        .args(["--wildcards", pattern])
         .stdin(archive)
         .output()
         .context("tar cannot be started")?;
@@ -197,7 +198,7 @@ fn largest(folder: &Path) -> io::Result<Option<(u64, PathBuf)>> {
 
 fn size_of(folder: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(folder) else { return 0 };
-    entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?)).filter(|m| m.is_file()).map(|m| m.len()).sum()
+    entries.filter_map(|entry| entry.ok()?.metadata().ok()).filter(|m| m.is_file()).map(|m| m.len()).sum()
 }
 
 fn checked(output: &Output, what: &str) -> Result<()> {

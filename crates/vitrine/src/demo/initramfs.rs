@@ -11,7 +11,7 @@ pub const MARK: &str = "@vitrine";
 
 const INIT: &str = "\
 #!/bin/sh
-export PATH=/sbin:/bin HOME=/root TERM=xterm PS1='guest:\\w# '
+export PATH=/bin HOME=/root TERM=xterm ENV=/etc/shell PS1='guest:\\w# '
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -27,10 +27,14 @@ cd /root
 setsid cttyhack sh
 ";
 
-const OFF: &str = "poweroff\n";
+const OFF: &str = "poweroff -f\n";
 
-/// Busybox's own ask the init process, which here is a script.
-const POWER: [(&str, &str); 2] = [("poweroff", "poweroff -f"), ("reboot", "reboot -f")];
+/// Without `-f` these ask the init process, which here is a script that does not listen.
+const ALIASES: &str = "\
+alias poweroff='poweroff -f'
+alias halt='poweroff -f'
+alias reboot='reboot -f'
+";
 
 /// The initramfs, compressed. `shell`: whether the guest ends in a shell, or powers off.
 ///
@@ -38,16 +42,14 @@ const POWER: [(&str, &str); 2] = [("poweroff", "poweroff -f"), ("reboot", "reboo
 /// When a file is too large for the format.
 pub fn pack(busybox: &[u8], peek: &[u8], shell: bool) -> io::Result<Vec<u8>> {
     let mut archive = Archive::gzip();
-    for folder in ["bin", "sbin", "dev", "etc", "proc", "root", "sys", "tmp"] {
+    for folder in ["bin", "dev", "etc", "proc", "root", "sys", "tmp"] {
         archive.directory(folder)?;
     }
     archive.character_device("dev/console", 5, 1)?;
     archive.program("bin/busybox", busybox)?;
     archive.link("bin/sh", "busybox")?;
     archive.program("bin/peek", peek)?;
-    for (name, command) in POWER {
-        archive.program(&format!("sbin/{name}"), format!("#!/bin/sh\nexec busybox {command}\n").as_bytes())?;
-    }
+    archive.program("etc/shell", ALIASES.as_bytes())?;
     let init = [INIT, if shell { SHELL } else { "" }, OFF].concat();
     archive.program("init", init.as_bytes())?;
     archive.finish()?.finish()

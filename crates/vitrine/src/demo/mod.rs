@@ -21,13 +21,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use lens::Watcher;
 use lens::watch::{Kinds, Start, Watch};
+use machine::Outcome;
 use memory::Gva;
 use view::Mode;
 
 use crate::flags::{Flags, UsageError};
 use crate::run;
 use crate::say::{line, say};
-use crate::session::{End, Event, Session, To};
+use crate::session::{End, Event, Session, To, triple_fault};
 use console::Console;
 pub use console::{Mark, Sight};
 use guest::Program;
@@ -58,7 +59,7 @@ pub fn run(flags: &Flags) -> Result<End> {
     let lines = Lines::default();
     let log = cache.join("console.log");
     let mut console = None;
-    let mut session = Session::start(|events| {
+    let mut session = Session::new(|events| {
         let mut config = run::config(flags)?;
         config.memory = flags.memory.unwrap_or(MEMORY);
         config.no_reboot = true;
@@ -72,6 +73,7 @@ pub fn run(flags: &Flags) -> Result<End> {
         console = Some((sink, events.clone()));
         Ok(config)
     })?;
+    session.start()?;
     let report = match experiment(&session, &booting, &program, &lines) {
         Ok(Ok(report)) => report,
         Ok(Err(end)) => return Ok(end),
@@ -79,7 +81,7 @@ pub fn run(flags: &Flags) -> Result<End> {
             drop(booting);
             session.quit();
             tail(&log);
-            return Err(error.context(format!("the guest's console is in {}", log.display())));
+            bail!("{error:#}; the guest's console is in {}", log.display());
         }
     };
     booting.end(&format!("{name} booted and did the experiment"));
@@ -151,7 +153,8 @@ fn experiment(session: &Session, step: &Step, program: &Program, lines: &Lines) 
                 return Ok(Ok(Report::new(sight, &lines.taken(), program.read_again)));
             }
             Some(Event::Ended(outcome)) => match outcome {
-                Ok(outcome) => bail!("the guest ended before the experiment was done: {outcome:x?}"),
+                Ok(Outcome::TripleFault(crash)) => bail!(triple_fault(&crash)),
+                Ok(outcome) => bail!("the guest ended before the experiment was done ({outcome:?})"),
                 Err(error) => return Err(error.into()),
             },
             Some(event) => {

@@ -61,7 +61,7 @@ pub struct Flags {
     /// how guest code is executed: interp
     #[arg(long, value_name = "NAME", value_parser = values::accel)]
     pub accel: Option<Accel>,
-    /// a device: isa-debug-exit,iobase=0xf4,iosize=0x4 (repeatable)
+    /// a device: isa-debug-exit,iobase=0xf4,iosize=0x4 or pc-testdev (repeatable)
     #[arg(long, value_name = "NAME[,…]", value_parser = values::device)]
     pub device: Vec<Device>,
 

@@ -65,6 +65,8 @@ pub struct Board {
 pub enum Device {
     /// `isa-debug-exit`.
     DebugExit(DebugExitPorts),
+    /// `pc-testdev`, which test kernels talk to.
+    TestDevice,
 }
 
 /// The value of `-d`.
@@ -91,9 +93,13 @@ pub fn help(id: &str, value: &str) -> Option<String> {
             ("Supported machines are:", &[("pc", "the usual PC (default)"), ("q35", "the same board for now")])
         }
         "accel" => ("Accelerators supported:", &[("interp", "the interpreter")]),
-        "device" => {
-            ("Devices:", &[("isa-debug-exit", "iobase=PORT,iosize=N: a write ends Vitrine with status VALUE * 2 + 1")])
-        }
+        "device" => (
+            "Devices:",
+            &[
+                ("isa-debug-exit", "iobase=PORT,iosize=N: a write ends Vitrine with status VALUE * 2 + 1"),
+                ("pc-testdev", "what test kernels ask for"),
+            ],
+        ),
         "cpu" => (
             "Available CPUs (features are added and taken away by name: max,-avx2):",
             &[
@@ -210,9 +216,12 @@ pub fn accel(text: &str) -> Result<Accel, String> {
     }
 }
 
-/// `isa-debug-exit[,iobase=PORT][,iosize=N]`, with QEMU's defaults.
+/// `isa-debug-exit[,iobase=PORT][,iosize=N]`, with QEMU's defaults, or `pc-testdev`.
 pub fn device(text: &str) -> Result<Device, String> {
-    const RIGHT: &str = "the one device is isa-debug-exit,iobase=0xf4,iosize=0x4";
+    const RIGHT: &str = "the devices are isa-debug-exit,iobase=0xf4,iosize=0x4 and pc-testdev";
+    if text == "pc-testdev" {
+        return Ok(Device::TestDevice);
+    }
     let mut parts = text.split(',');
     if parts.next() != Some("isa-debug-exit") {
         return Err(RIGHT.to_owned());
