@@ -5,6 +5,7 @@
 //! ([`Cpu::checked`]), where it is compared.
 
 use crate::Cpu;
+use crate::cpuid::Vendor;
 use crate::exec::interrupt::TripleFault;
 use crate::state::Shadow;
 use x86::{Exception, Vector};
@@ -106,7 +107,7 @@ impl Cpu {
         if self.system_flags.resume() {
             self.system_flags.set_resume(false);
             self.update_mode();
-        } else if self.shadow != Shadow::MovSs && self.breakpoints_armed() {
+        } else if self.breakpoints_armed() && !self.code_breakpoints_shadowed() {
             let Ok(gva) = self.code_address() else { return Ok(()) };
             let hits: u64 = self
                 .breakpoints()
@@ -119,6 +120,11 @@ impl Cpu {
             }
         }
         Ok(())
+    }
+
+    /// Intel's processors hold off instruction breakpoints after MOV SS as well, AMD's do not.
+    fn code_breakpoints_shadowed(&self) -> bool {
+        self.shadow == Shadow::MovSs && self.model.vendor() == Vendor::Intel
     }
 
     /// After an instruction on the careful path: traps for single step and for data and I/O breakpoints.

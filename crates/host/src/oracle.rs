@@ -1,11 +1,14 @@
 //! The host CPU as an oracle for tests: runs raw instruction bytes with every register set, and says what became of them.
 //!
 //! Unlike [`crate::native`] nothing is re-encoded: the very bytes run, with operands at the very addresses, so that what the
-//! interpreter makes of them can be held against it. The bytes must be code that falls through its end, must not
-//! fault, and must not use RSP. Only for tests: whoever calls this vouches for the bytes.
+//! interpreter makes of them can be held against it. Only integer instructions that cannot fault are run, with their memory
+//! operand in a page that is lent for it. For tests.
 
 use crate::Error;
 use crate::code::CodeBuffer;
+use iced_x86::{
+    ConditionCode, Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 use std::arch::naked_asm;
 use std::sync::{Mutex, PoisonError};
 
@@ -85,22 +88,34 @@ impl Oracle {
         Ok(Self { code: CodeBuffer::new(4096)? })
     }
 
+    /// Runs one instruction on `registers`. A memory operand must lie in `page`.
+    ///
+    /// # Errors
+    /// [`Refused`] for bytes that are not one instruction that [can be run](can_run), and for operands elsewhere.
+    pub fn run(&mut self, bytes: &[u8], page: &Page, registers: &mut Registers) -> Result<(), Refused> {
+        let instruction = Decoder::with_ip(64, bytes, 0, DecoderOptions::NONE).decode();
+        if instruction.len() != bytes.len() || !can_run(&instruction) || !page.contains(&instruction, registers) {
+            return Err(Refused);
+        }
+        // SAFETY: the instruction falls through its end, neither faults nor uses RSP, and its memory is the page, which is
+        // mapped as long as `page` lives.
+        unsafe { self.run_raw(bytes, registers) };
+        Ok(())
+    }
+
     /// Runs `bytes` on `registers`.
     ///
     /// # Safety
     /// The bytes must fall through their end, must neither fault nor use RSP, and may only touch memory that the caller
     /// owns.
-    ///
-    /// # Panics
-    /// If the bytes do not fit in a page.
-    pub unsafe fn run(&mut self, bytes: &[u8], registers: &mut Registers) {
+    unsafe fn run_raw(&mut self, bytes: &[u8], registers: &mut Registers) {
         let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         self.code.clear();
         // jmp [rip]: the address of the way back follows; no register is free for it.
         let mut code = bytes.to_vec();
         code.extend([0xff, 0x25, 0, 0, 0, 0]);
         code.extend((way_back as unsafe extern "C" fn() as usize).to_le_bytes());
-        let start = self.code.append(&code).expect("the code fits in a page");
+        let Some(start) = self.code.append(&code) else { return };
         let entry = self.code.start().addr() as u64 + start as u64;
         // SAFETY: EXCHANGE is only touched here, under TURN; the trampoline saves and restores what the ABI wants, and the
         // caller vouches for the bytes.
@@ -116,6 +131,87 @@ impl Oracle {
     }
 }
 
+/// Whether the oracle runs it: integer work without faults, privilege, control flow, segment prefix or RSP.
+#[must_use]
+pub fn can_run(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    let listed = matches!(
+        i.mnemonic(),
+        M::Add
+            | M::Or
+            | M::Adc
+            | M::Sbb
+            | M::And
+            | M::Sub
+            | M::Xor
+            | M::Cmp
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Rol
+            | M::Ror
+            | M::Rcl
+            | M::Rcr
+            | M::Shl
+            | M::Sal
+            | M::Shr
+            | M::Sar
+            | M::Shld
+            | M::Shrd
+            | M::Mov
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Lea
+            | M::Xchg
+            | M::Xadd
+            | M::Cmpxchg
+            | M::Cmpxchg8b
+            | M::Bswap
+            | M::Movbe
+            | M::Cbw
+            | M::Cwde
+            | M::Cdqe
+            | M::Cwd
+            | M::Cdq
+            | M::Cqo
+            | M::Bt
+            | M::Bts
+            | M::Btr
+            | M::Btc
+            | M::Bsf
+            | M::Bsr
+            | M::Tzcnt
+            | M::Lzcnt
+            | M::Popcnt
+            | M::Clc
+            | M::Stc
+            | M::Cmc
+            | M::Cld
+            | M::Std
+            | M::Lahf
+            | M::Sahf
+            | M::Mul
+            | M::Imul
+    ) || i.condition_code() != ConditionCode::None
+        && i.flow_control() == FlowControl::Next
+        && i.encoding() == EncodingKind::Legacy;
+    let plain = |register: Register| {
+        register == Register::None || register.is_gpr() && register.full_register() != Register::RSP
+    };
+    let operands = (0..i.op_count()).all(|n| i.op_kind(n) != OpKind::Register || plain(i.op_register(n)));
+    // BSWAP of 16 bits is undefined, and not what the host must decide.
+    let undefined = i.mnemonic() == M::Bswap && i.op0_register().size() == 2;
+    let segment = matches!(i.segment_prefix(), Register::None);
+    listed && operands && segment && !undefined && !i.is_invalid() && plain(i.memory_base()) && plain(i.memory_index())
+}
+
+/// Not an instruction that the oracle runs, or its operand is not in the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused;
+
 /// A page of the process at a chosen address, for operands that guest and host see at the same place.
 #[derive(Debug)]
 pub struct Page(std::ptr::NonNull<u8>);
@@ -130,6 +226,34 @@ impl Page {
         // SAFETY: FIXED_NOREPLACE replaces no mapping.
         let page = unsafe { mmap_anonymous(wanted, 4096, ProtFlags::READ | ProtFlags::WRITE, flags) };
         std::ptr::NonNull::new(page.ok()?.cast()).map(Self)
+    }
+
+    /// Whether the instruction's memory operand, if it has one, lies in the page.
+    fn contains(&self, i: &Instruction, registers: &Registers) -> bool {
+        let has_operand = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) && i.mnemonic() != Mnemonic::Lea;
+        if !has_operand {
+            return true;
+        }
+        let value = |register: Register| match register {
+            Register::None => 0,
+            register if register.size() == 4 => registers.gpr[register.number()] & 0xffff_ffff,
+            register => registers.gpr[register.number()],
+        };
+        let scaled = value(i.memory_index()).wrapping_mul(u64::from(i.memory_index_scale()));
+        let mut address = value(i.memory_base()).wrapping_add(scaled).wrapping_add(i.memory_displacement64());
+        if i.memory_base().size() == 4 || i.memory_index().size() == 4 {
+            address &= 0xffff_ffff;
+        }
+        // A bit string named by a register reaches on in both directions.
+        let strings = matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
+        if strings && i.op1_kind() == OpKind::Register {
+            let bits = i.op1_register().size() as u32 * 8;
+            let number = (registers.gpr[i.op1_register().number()] << (64 - bits)).cast_signed() >> (64 - bits);
+            let element = (number >> bits.trailing_zeros()) * i64::from(bits / 8);
+            address = address.wrapping_add(element.cast_unsigned());
+        }
+        let start = self.0.as_ptr().addr() as u64;
+        address >= start && address.wrapping_add(i.memory_size().size() as u64) <= start + 4096
     }
 
     /// Fills the page.

@@ -1,3 +1,5 @@
+//! CPU models: what their leaves say, what `-cpu` may ask for, and what is refused.
+
 use super::feature::{ENTRIES, Source};
 use super::host::HostCpu;
 use super::*;

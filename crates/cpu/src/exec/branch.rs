@@ -28,9 +28,19 @@ pub fn condition<const CC: u8>(status: u64) -> bool {
 }
 
 impl Cpu {
-    /// Continues at `target`, an offset in the current code segment already truncated to the operand size.
+    /// Continues at `target`, an absolute offset in the current code segment already truncated to the operand size.
     ///
-    /// Errors: #GP(0) beyond the segment limit. A non-canonical target faults when it is fetched from.
+    /// Errors: #GP(0) beyond the segment limit, or for an address that is not canonical in 64-bit mode.
+    #[inline(always)]
+    fn jump_to(&mut self, target: u64) -> Result<Flow, Exception> {
+        if self.code_size == CodeSize::Bits64 && !x86::is_canonical(target, self.mmu.virtual_bits()) {
+            return Err(Exception::GP0);
+        }
+        self.jump_near(target)
+    }
+
+    /// As `jump_to` for a target relative to the instruction, which leaves the canonical range only by running over its
+    /// edge; that faults when it is fetched from.
     #[inline(always)]
     pub fn jump_near(&mut self, target: u64) -> Result<Flow, Exception> {
         if self.code_size != CodeSize::Bits64 && target > u64::from(self.seg[CS].limit) {
@@ -63,7 +73,7 @@ fn jmp<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
 
 fn jmp_indirect<W: Width, S: Source>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
     let target = S::get::<W>(cpu, op)?;
-    cpu.jump_near(target.into())
+    cpu.jump_to(target.into())
 }
 
 fn call<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
@@ -71,8 +81,11 @@ fn call<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
 }
 
 fn call_indirect<W: Width, S: Source>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
-    let target = S::get::<W>(cpu, op)?;
-    call_to::<W>(cpu, op, target.into())
+    let target: u64 = S::get::<W>(cpu, op)?.into();
+    if cpu.code_size == CodeSize::Bits64 && !x86::is_canonical(target, cpu.mmu.virtual_bits()) {
+        return Err(Exception::GP0);
+    }
+    call_to::<W>(cpu, op, target)
 }
 
 /// The limit is checked before the push, so that a faulting call leaves the stack alone.
@@ -89,7 +102,7 @@ fn call_to<W: Width>(cpu: &mut Cpu, op: &Op, target: u64) -> Result<Flow, Except
 fn ret<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
     let sp = cpu.stack_pointer();
     let target: u64 = cpu.load::<W>(crate::state::SS, sp)?.into();
-    let flow = cpu.jump_near(target)?;
+    let flow = cpu.jump_to(target)?;
     cpu.set_stack_pointer(sp.wrapping_add(W::SIZE).wrapping_add(op.imm));
     Ok(flow)
 }

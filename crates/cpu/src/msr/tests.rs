@@ -1,3 +1,5 @@
+//! MSRs: what reads back, what is refused, and by which CPU model.
+
 use super::*;
 use crate::testing::{Board, board};
 use std::sync::atomic::Ordering::SeqCst;

@@ -1,3 +1,5 @@
+//! Power-up, INIT and start-up IPIs.
+
 use crate::state::{CS, CodeSize, RAX, RDX, RIP, SS, Shadow};
 use crate::testing::board;
 use x86::msr;

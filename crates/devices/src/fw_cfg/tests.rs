@@ -1,3 +1,5 @@
+//! The configuration device by scripts of port accesses.
+
 use super::*;
 
 fn select(device: &FwCfg, key: u16) {

@@ -1,3 +1,5 @@
+//! The keyboard controller by scripts of port accesses.
+
 use super::*;
 use crate::line::IrqLine;
 use crate::power::Asked;

@@ -1,3 +1,5 @@
+//! Configuration mechanism #1 by scripts of port accesses.
+
 use super::*;
 use crate::pm::ResetControl;
 use crate::power::{Asked, PowerRequest};

@@ -1,3 +1,5 @@
+//! ACPI power management by scripts of port accesses.
+
 use super::*;
 use crate::line::IrqLine;
 use crate::power::Asked;

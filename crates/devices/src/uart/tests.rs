@@ -1,3 +1,5 @@
+//! The serial port by scripts of register accesses.
+
 use super::spec::{DATA, IER, IIR_FCR, LCR, LSR, MCR, MSR, SCR};
 use super::*;
 use crate::line::IrqLine;

@@ -1,3 +1,5 @@
+//! Stopping, resetting and ending from other threads.
+
 use super::*;
 use std::thread;
 

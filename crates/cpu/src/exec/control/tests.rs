@@ -1,3 +1,5 @@
+//! Control and debug register moves: what they accept, and what they change.
+
 use super::*;
 use crate::state::{CodeSize, RAX};
 use crate::testing::{TABLES, board};

@@ -1,3 +1,5 @@
+//! SYSCALL, SYSRET, SYSENTER, SYSEXIT and SWAPGS: where they go and what they refuse.
+
 use super::*;
 use crate::state::CodeSize;
 use crate::testing::{Board, board};

@@ -1,3 +1,5 @@
+//! System instructions: privilege, flags, hints and what is not offered.
+
 use super::*;
 use crate::state::{CS, RSP};
 use crate::testing::{TABLES, board};
