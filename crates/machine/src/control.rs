@@ -9,6 +9,7 @@ use boot::Entry;
 use cpu::Signals;
 use devices::sync::lock;
 use devices::{PowerRequest, PowerSwitch};
+use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A vCPU that met a fault which it could deliver neither as itself nor as a double fault.
@@ -18,6 +19,13 @@ pub struct Crash {
     pub registers: Registers,
     /// What led to it, for a message.
     pub cause: String,
+}
+
+impl fmt::Display for Crash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Registers { cpu, rip, .. } = self.registers;
+        write!(f, "triple fault on cpu{cpu} at rip {rip:x}: {}", self.cause)
+    }
 }
 
 /// How a machine ended.

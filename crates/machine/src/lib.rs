@@ -86,6 +86,8 @@ impl Machine {
         };
         let (no_reboot, no_shutdown) = (config.no_reboot, config.no_shutdown);
         let board::Made { board, control, cpus } = board::make(config)?;
+        // Here rather than when it starts to run: serial ports may be given bytes meanwhile.
+        board.reset();
         let machine = Self { board, control, cpus, boot, no_reboot, no_shutdown };
         machine.load()?;
         Ok(machine)
@@ -147,8 +149,9 @@ impl Machine {
 
     /// Starts the machine and does what comes, until it ends.
     fn supervise(&self) -> Result<Outcome, MachineError> {
-        self.reset()?;
+        self.start()?;
         self.board.clock.resume();
+        let mut last_crash = None;
         loop {
             match self.control.next() {
                 Task::Quit => return Ok(Outcome::Quit),
@@ -168,6 +171,12 @@ impl Machine {
                 Task::Act(Request::Power(PowerRequest::Reset)) if self.no_reboot => return Ok(Outcome::Reset),
                 Task::Act(Request::TripleFault(crash)) if self.no_reboot => return Ok(Outcome::TripleFault(crash)),
                 Task::Act(request) => {
+                    // A guest that crashes again and again at the same place is told of once.
+                    if let Request::TripleFault(crash) = &request
+                        && last_crash.replace(crash.registers.rip) != Some(crash.registers.rip)
+                    {
+                        tracing::warn!(target: "machine", "{crash}; the machine is reset (-no-reboot ends it)");
+                    }
                     tracing::debug!(target: "cpu_reset", ?request, "reset");
                     self.reset()?;
                 }
@@ -175,9 +184,14 @@ impl Machine {
         }
     }
 
-    /// Resets the devices, loads the kernel, and lets the vCPUs start from there. No vCPU runs meanwhile.
+    /// Resets the devices and starts again. No vCPU runs meanwhile.
     fn reset(&self) -> Result<(), MachineError> {
         self.board.reset();
+        self.start()
+    }
+
+    /// Loads the kernel, and lets the vCPUs start from there.
+    fn start(&self) -> Result<(), MachineError> {
         let entry = self.load()?;
         self.control.start(entry);
         Ok(())

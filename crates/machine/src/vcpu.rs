@@ -5,9 +5,11 @@ use crate::control::{Control, Crash, Pass, Seen};
 use crate::{Registers, VcpuStats};
 use boot::Entry;
 use cpu::Cpu;
+use cpu::exec::interrupt::TripleFault;
 use cpu::run::{Exit, Interpreter};
 use cpu::state::RIP;
 use std::thread;
+use x86::{Exception, Vector};
 
 /// Runs `cpu` until the machine ends.
 pub(crate) fn run(mut cpu: Cpu, board: &Board, control: &Control) {
@@ -37,7 +39,7 @@ pub(crate) fn run(mut cpu: Cpu, board: &Board, control: &Control) {
         match cpu.run(&mut interpreter) {
             Exit::Stopped => {}
             Exit::TripleFault(fault) => {
-                let crash = Crash { registers: Registers::from(&cpu), cause: format!("{fault:?}") };
+                let crash = Crash { registers: Registers::from(&cpu), cause: cause(&fault) };
                 tracing::debug!(target: "cpu_reset", cause = crash.cause, "triple fault\n{}", crash.registers);
                 control.triple_fault(crash);
             }
@@ -79,4 +81,15 @@ impl Drop for EndOnPanic<'_> {
             self.0.end();
         }
     }
+}
+
+/// What began a triple fault, for a message.
+fn cause(fault: &TripleFault) -> String {
+    let Exception { vector, code } = fault.first;
+    let code = code.map(|code| format!(" with error code {code:x}")).unwrap_or_default();
+    let address = match vector {
+        Vector::PageFault => format!(" for address {:x}", fault.fault_address),
+        _ => String::new(),
+    };
+    format!("{vector:?}{code}{address} at {:04x}:{:x} could not be delivered", fault.cs, fault.rip)
 }

@@ -31,18 +31,19 @@ impl Log {
             None => Box::new(io::stderr()),
         };
         let log = Self(Arc::new(Mutex::new(to)));
-        if let Some(LogItems(items)) = items {
-            let layer = tracing_subscriber::fmt::layer()
-                .with_writer(log.clone())
-                .with_ansi(false)
-                .with_target(false)
-                .with_level(false)
-                .without_time()
-                .log_internal_errors(false);
-            let targets = items.iter().map(|item| (*item, LevelFilter::TRACE)).collect::<Targets>();
-            let subscriber = tracing_subscriber::registry().with(targets).with(layer);
-            tracing::subscriber::set_global_default(subscriber).context("logging cannot be started")?;
-        }
+        let layer = tracing_subscriber::fmt::layer()
+            .with_writer(log.clone())
+            .with_ansi(false)
+            .with_target(false)
+            .with_level(false)
+            .without_time()
+            .log_internal_errors(false);
+        let items = items.map(|LogItems(items)| items.as_slice()).unwrap_or_default();
+        let items = items.iter().map(|item| (*item, LevelFilter::TRACE));
+        // What the user should know in any case, such as a guest that crashes and is reset.
+        let targets = items.chain([("machine", LevelFilter::WARN)]).collect::<Targets>();
+        let subscriber = tracing_subscriber::registry().with(targets).with(layer);
+        tracing::subscriber::set_global_default(subscriber).context("logging cannot be started")?;
         Ok(log)
     }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use devices::Sink;
-use machine::{Config, Crash, Handle, Machine, MachineError, Outcome};
+use machine::{Config, Handle, Machine, MachineError, Outcome};
 use view::{Action, Escape, Mode, Output, Terminal, terminal};
 
 use crate::feed::Feed;
@@ -189,11 +189,6 @@ fn ended(outcome: Result<Outcome, MachineError>) -> End {
             End::Status(1)
         }
     }
-}
-
-/// Where a vCPU met a triple fault, and why.
-pub fn triple_fault(crash: &Crash) -> String {
-    format!("triple fault on cpu{} at rip {:x}: {}", crash.registers.cpu, crash.registers.rip, crash.cause)
 }
 
 /// The bytes of a device, to a descriptor.

@@ -11,7 +11,7 @@ pub const MARK: &str = "@vitrine";
 
 const INIT: &str = "\
 #!/bin/sh
-export PATH=/bin HOME=/root TERM=xterm ENV=/etc/shell PS1='guest:\\w# '
+export PATH=/bin HOME=/root TERM=xterm ENV=/etc/shell PS1='guest# '
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys

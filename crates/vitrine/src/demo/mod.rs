@@ -28,7 +28,7 @@ use view::Mode;
 use crate::flags::{Flags, UsageError};
 use crate::run;
 use crate::say::{line, say};
-use crate::session::{End, Event, Session, To, triple_fault};
+use crate::session::{End, Event, Session, To};
 use console::Console;
 pub use console::{Mark, Sight};
 use guest::Program;
@@ -153,7 +153,7 @@ fn experiment(session: &Session, step: &Step, program: &Program, lines: &Lines) 
                 return Ok(Ok(Report::new(sight, &lines.taken(), program.read_again)));
             }
             Some(Event::Ended(outcome)) => match outcome {
-                Ok(Outcome::TripleFault(crash)) => bail!(triple_fault(&crash)),
+                Ok(Outcome::TripleFault(crash)) => bail!(crash),
                 Ok(outcome) => bail!("the guest ended before the experiment was done ({outcome:?})"),
                 Err(error) => return Err(error.into()),
             },

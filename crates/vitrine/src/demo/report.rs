@@ -60,7 +60,7 @@ impl fmt::Display for Report {
         for note in &self.notes {
             writeln!(f, "    ({note})")?;
         }
-        writeln!(f, "\n             {:<18}{:<18}", "guest", "Vitrine")?;
+        writeln!(f, "\n             {:<18}Vitrine", "guest")?;
         let rows = [("GVA", gva, seen.gva), ("GPA", gpa, seen.gpa), ("value", value, seen.value)];
         for (name, guest, vitrine) in rows {
             let mark = if guest == vitrine { "✓" } else { "✗ differs" };
