@@ -239,3 +239,6 @@ impl Cpu {
         }
     }
 }
+
+#[cfg(test)]
+mod robustness;
