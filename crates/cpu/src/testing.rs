@@ -180,7 +180,8 @@ impl Board {
 
     /// An IDT gate; `access` is type, DPL and P.
     pub fn gate(&self, vector: u8, selector: u16, target: u64, access: u64, ist: u64) {
-        let low = target & 0xffff | u64::from(selector) << 16 | ist << 32 | access << 40 | (target >> 16 & 0xffff) << 48;
+        let low =
+            target & 0xffff | u64::from(selector) << 16 | ist << 32 | access << 40 | (target >> 16 & 0xffff) << 48;
         if self.cpu.long_mode() {
             self.poke(IDT + u64::from(vector) * 16, &[low, target >> 32]);
         } else {

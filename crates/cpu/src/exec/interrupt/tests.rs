@@ -73,7 +73,7 @@ fn long_mode_frame_is_aligned_and_complete() {
     let cpu = &board.cpu;
     assert_eq!(cpu.regs[RSP], STACK - 16 - 40);
     assert_eq!(cpu.rip(), 0xffff_8000_0000_9000);
-    assert_eq!(cpu.rflags().into_bits(), 0x47, "TF, IF, NT and RF are cleared");
+    assert_eq!(cpu.rflags().into_bits(), 0x447, "TF, IF, NT and RF are cleared");
     assert_eq!(cpu.seg[SS].selector.into_bits(), DATA0, "SS stays at the same level");
 }
 
@@ -382,7 +382,8 @@ fn virtual_8086_mode_goes_to_a_handler_and_back() {
 fn virtual_8086_mode_needs_a_handler_at_level_0() {
     let mut board = protected(3);
     flags(&mut board, 0x2_3002);
-    board.cpu.seg = [Segment { attributes: flat(0, 3, 3, false).attributes.with_big(false), ..Segment::real_mode(0) }; 6];
+    board.cpu.seg =
+        [Segment { attributes: flat(0, 3, 3, false).attributes.with_big(false), ..Segment::real_mode(0) }; 6];
     board.cpu.update_mode();
     board.gate(0x30, CONFORMING, HANDLER, TRAP3, 0);
     assert_eq!(board.execute(&[0xcd, 0x30]), Err(Exception::gp(CONFORMING)));
