@@ -10,8 +10,8 @@ use crate::hooks::{LocalApic, PortIo};
 use crate::reset::Connections;
 use crate::state::{RAX, RSP};
 use crate::testing::TestClock;
-use memory::ram::GuestRam;
 use memory::observe::{Access, Interest, Observer};
+use memory::ram::GuestRam;
 use memory::{Gpa, Gva, Mmio, PhysicalMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -51,7 +51,8 @@ impl Random {
             0 => self.next(),
             1 => self.next() & 0xffff_ffff,
             2 => self.next() & 0xffff,
-            3 => self.pick(&[0, 1, 0xffff, 0x1_0000, 0xffff_ffff, 1 << 47, 0xffff_8000_0000_0000, u64::MAX, RAM])
+            3 => self
+                .pick(&[0, 1, 0xffff, 0x1_0000, 0xffff_ffff, 1 << 47, 0xffff_8000_0000_0000, u64::MAX, RAM])
                 .wrapping_sub(self.below(20)),
             4 => (self.below(RAM + 0x4000) & !0xfff).wrapping_sub(self.below(20)),
             _ => self.below(RAM + 0x4000),
@@ -234,8 +235,7 @@ impl Fuzz {
             let access = kind | random.below(4) << 5 | u64::from(!random.one_in(8)) << 7;
             let selector = random.below(64) << 3 | random.below(8);
             let ist = if long && random.one_in(4) { random.below(8) } else { 0 };
-            let gate =
-                target & 0xffff | selector << 16 | ist << 32 | access << 40 | (target >> 16 & 0xffff) << 48;
+            let gate = target & 0xffff | selector << 16 | ist << 32 | access << 40 | (target >> 16 & 0xffff) << 48;
             if long {
                 self.poke(idt + vector * 16, &[gate, target >> 32]);
             } else {
@@ -296,7 +296,8 @@ impl Fuzz {
         self.poke(fourth, &leaves);
         let root = if self.random.one_in(12) { self.page() } else { root };
         let lower = if self.random.one_in(4) { 0x8000_0011 } else { 0x8001_0011 };
-        let cr0 = lower | self.random.below(2) << 18 | if self.random.one_in(4) { self.random.below(16) << 1 } else { 0 };
+        let cr0 =
+            lower | self.random.below(2) << 18 | if self.random.one_in(4) { self.random.below(16) << 1 } else { 0 };
         let cpu = &mut self.cpu;
         // A step that is refused leaves a machine that is as good for this.
         let _ = cpu.set_cr4(cr4 & !(1 << 17));
@@ -457,7 +458,10 @@ impl Fuzz {
         assert_eq!(cpu.regs[crate::state::ZERO], 0, "the register that is always zero");
         assert_eq!(cpu.rflags().into_bits() & !0x003f_7fd7 | 2, 2, "reserved flags are zero");
         assert!(cpu.cpl <= 3);
-        assert!(!cpu.system_flags.virtual_8086() || cpu.cpl == 3 || !cpu.cr0.protection(), "virtual-8086 mode is CPL 3");
+        assert!(
+            !cpu.system_flags.virtual_8086() || cpu.cpl == 3 || !cpu.cr0.protection(),
+            "virtual-8086 mode is CPL 3"
+        );
         assert_eq!(cpu.long_mode(), cpu.efer.long_mode_enable() && cpu.cr0.paging(), "LMA = LME and PG");
         assert!(!cpu.cr0.paging() || cpu.cr0.protection());
         assert_eq!(Rflags::from_bits(cpu.status & Rflags::STATUS).into_bits() & 2, 0);
@@ -513,7 +517,8 @@ fn cases(model: &str, first: u64, count: u64) {
     let mut fuzz = Fuzz::new(model);
     let mut interpreter = Interpreter::default();
     let seed = setting("VITRINE_SEED");
-    let (first, count) = (seed.unwrap_or(first), if seed.is_some() { 1 } else { setting("VITRINE_CASES").unwrap_or(count) });
+    let (first, count) =
+        (seed.unwrap_or(first), if seed.is_some() { 1 } else { setting("VITRINE_CASES").unwrap_or(count) });
     for seed in first..first.saturating_add(count) {
         watchdog.current.store(seed, SeqCst);
         // A case does not depend on those before it.
