@@ -279,3 +279,6 @@ impl Cpu {
         Ok(Gva(cs.base.wrapping_add(rip) & 0xffff_ffff))
     }
 }
+
+#[cfg(test)]
+mod tests;

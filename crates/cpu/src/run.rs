@@ -50,6 +50,8 @@ impl Cpu {
 
     /// Runs until something stops the vCPU.
     pub fn run(&mut self, interpreter: &mut Interpreter) -> Exit {
+        // Memory may have been written while the vCPU stood still.
+        self.forget_modified(interpreter);
         loop {
             if self.must_poll() || self.halted {
                 match self.poll() {
@@ -75,9 +77,9 @@ impl Cpu {
         let end = match interpreter.cache.find(self) {
             Ok(Found::Cached(number)) => {
                 let block = interpreter.cache.get(number);
-                if self.beyond_limit(block) { self.execute(block, 1) } else { self.execute(block, usize::MAX) }
+                if self.beyond_limit(block) { self.execute_one(block) } else { self.execute(block, usize::MAX) }
             }
-            Ok(Found::Once(block)) => self.execute(&block, 1),
+            Ok(Found::Once(block)) => self.execute_one(&block),
             Err(exception) => End::Fault(exception),
         };
         self.finish(interpreter, end)
@@ -114,8 +116,8 @@ impl Cpu {
         }
         let end = match self.before_instruction() {
             Ok(()) => match interpreter.cache.find(self) {
-                Ok(Found::Cached(number)) => self.execute(interpreter.cache.get(number), 1),
-                Ok(Found::Once(block)) => self.execute(&block, 1),
+                Ok(Found::Cached(number)) => self.execute_one(interpreter.cache.get(number)),
+                Ok(Found::Once(block)) => self.execute_one(&block),
                 Err(exception) => End::Fault(exception),
             },
             Err(exception) => End::Fault(exception),
@@ -137,6 +139,15 @@ impl Cpu {
     #[inline(always)]
     fn beyond_limit(&self, block: &Block) -> bool {
         self.code_size != CodeSize::Bits64 && self.rip() + block.len - 1 > u64::from(self.seg[CS].limit)
+    }
+
+    /// Executes the first operation of a block: #GP(0) if it goes on beyond the code segment's limit.
+    fn execute_one(&mut self, block: &Block) -> End {
+        let len = block.ops.first().map_or(0, |op| u64::from(op.len));
+        if self.code_size != CodeSize::Bits64 && self.rip() + len > u64::from(self.seg[CS].limit) + 1 {
+            return End::Fault(Exception::GP0);
+        }
+        self.execute(block, 1)
     }
 
     /// Executes up to `limit` operations of a block.
@@ -227,6 +238,10 @@ impl Cpu {
                 if let Some(vector) = self.apic.acknowledge() {
                     self.halted = false;
                     self.deliver_interrupt(vector)?;
+                } else if self.halted {
+                    // Withdrawn in the meantime: the halt goes on.
+                    std::thread::yield_now();
+                    continue;
                 }
                 return Ok(true);
             }
@@ -239,3 +254,8 @@ impl Cpu {
         }
     }
 }
+
+#[cfg(test)]
+mod robustness;
+#[cfg(test)]
+mod tests;
