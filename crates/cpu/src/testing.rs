@@ -248,7 +248,7 @@ impl Board {
         let decoded = crate::decode::block(bytes, cpu.code_size, &model, 1);
         let op = &decoded.ops[0];
         let flow = (op.exec)(cpu, op)?;
-        if !matches!(flow, Flow::Jump | Flow::Repeat) {
+        if !matches!(flow, Flow::Near | Flow::Jump | Flow::Repeat) {
             cpu.regs[RIP] += u64::from(op.len);
         }
         Ok(flow)

@@ -120,26 +120,27 @@ pub fn select(i: &Instruction) -> Option<Op> {
     }
     let moved = i.stack_pointer_increment().unsigned_abs() as usize;
     let exec: Exec = match i.mnemonic() {
-        Mnemonic::Push => match i.op0_kind() {
-            OpKind::Register if !i.op0_register().is_gpr() => return None,
-            OpKind::Register => {
-                let mut op = operands(by_size!(moved, W => push::<W, Reg>), i);
-                op.src = op.dst;
-                return Some(op);
+        Mnemonic::Push => {
+            let exec = match i.op0_kind() {
+                OpKind::Register if !i.op0_register().is_gpr() => return None,
+                OpKind::Register => by_size!(moved, W => push::<W, Reg>),
+                OpKind::Memory => by_size!(moved, W => push::<W, Mem>),
+                _ => by_size!(moved, W => push::<W, Imm>),
+            };
+            let mut op = Op::new(exec, i);
+            match i.op0_kind() {
+                OpKind::Register => op.src = super::register_name(i, 0),
+                OpKind::Memory => {}
+                _ => op.imm = i.immediate(0),
             }
-            OpKind::Memory => by_size!(moved, W => push::<W, Mem>),
-            _ => {
-                let mut op = operands(by_size!(moved, W => push::<W, Imm>), i);
-                op.imm = i.immediate(0);
-                return Some(op);
-            }
-        },
+            return Some(op);
+        }
         Mnemonic::Pop => match i.op0_kind() {
             OpKind::Register if !i.op0_register().is_gpr() => return None,
             OpKind::Register => by_size!(moved, W => pop_reg::<W>),
             _ => by_size!(operand_size(i, 0), W => pop_mem::<W>),
         },
-        Mnemonic::Pusha | Mnemonic::Pushad => by_size!(moved / 8, W => pusha::<W>),
+        Mnemonic::Pusha | Mnemonic::Pushad => return Some(Op::new(by_size!(moved / 8, W => pusha::<W>), i)),
         Mnemonic::Popa | Mnemonic::Popad => by_size!(moved / 8, W => popa::<W>),
         Mnemonic::Leave => by_size!(leave_size(i), W => leave::<W>),
         Mnemonic::Enter => {
