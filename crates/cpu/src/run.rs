@@ -73,18 +73,6 @@ impl Cpu {
         }
     }
 
-<<<<<<< HEAD
-    /// Runs one block.
-    #[inline(always)]
-    fn run_block(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
-        let end = match interpreter.cache.find(self) {
-            Ok(Found::Cached(number)) => {
-                let block = interpreter.cache.get(number);
-                if self.beyond_limit(block) { self.execute_one(block) } else { self.execute(block, usize::MAX) }
-            }
-            Ok(Found::Once(block)) => self.execute_one(&block),
-            Err(exception) => End::Fault(exception),
-=======
     /// Runs blocks until a request is to be acted on, or something other than a near branch ended one: nothing else
     /// changes what the loop around this looks at.
     fn run_blocks(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
@@ -93,15 +81,14 @@ impl Cpu {
             let end = match interpreter.cache.find(self) {
                 Ok(Found::Cached(number)) => {
                     let block = interpreter.cache.get(number);
-                    if self.beyond_limit(block) { self.execute(block, 1) } else { self.execute(block, usize::MAX) }
+                    if self.beyond_limit(block) { self.execute_one(block) } else { self.execute(block, usize::MAX) }
                 }
-                Ok(Found::Once(block)) => self.execute(&block, 1),
+                Ok(Found::Once(block)) => self.execute_one(&block),
                 Err(exception) => End::Fault(exception),
             };
             if !matches!(end, End::Near) || self.signals.raised() & mask != 0 || self.mmu.code_modified() {
                 break end;
             }
->>>>>>> w-perf
         };
         self.finish(interpreter, end)
     }
