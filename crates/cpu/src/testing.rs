@@ -119,7 +119,7 @@ pub const GDT: u64 = 0x5000;
 pub const IDT: u64 = 0x6000;
 /// See [`GDT`].
 pub const TSS: u64 = 0x5800;
-/// Selectors in that GDT: code and data for CPL 0, code and data for CPL 3 (with their RPL), 16-bit code and data for
+/// Selectors in that GDT: code and data for CPL 0, code and data for CPL 3 (with their RPL), 16-bit code (and at 30h data) for
 /// CPL 0, conforming code, code that is not present, data for CPL 0 that is not present, the TSS.
 pub const CODE0: u16 = 0x08;
 /// See [`CODE0`].
@@ -130,8 +130,6 @@ pub const CODE3: u16 = 0x1b;
 pub const DATA3: u16 = 0x23;
 /// See [`CODE0`].
 pub const CODE16: u16 = 0x28;
-/// See [`CODE0`].
-pub const DATA16: u16 = 0x30;
 /// See [`CODE0`].
 pub const CONFORMING: u16 = 0x38;
 /// See [`CODE0`].

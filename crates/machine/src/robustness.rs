@@ -116,7 +116,7 @@ fn step(cpu: &mut Cpu, random: &mut Random) {
         14 => drop(cpu.apic.acknowledge()),
         _ => {
             cpu.apic.set_task_priority((value & 15) as u8);
-            cpu.signals.lower(u32::MAX & !1);
+            cpu.signals.lower(!cpu::Signals::INTERRUPT);
         }
     }
 }

@@ -535,10 +535,10 @@ fn cases(model: &str, first: u64, count: u64) {
 
 #[test]
 fn random_code_is_survived_by_the_fullest_model() {
-    cases("max", 1, 400);
+    cases("max", 1, 160);
 }
 
 #[test]
 fn random_code_is_survived_by_the_plainest_model() {
-    cases("qemu64", 1_000_000, 200);
+    cases("qemu64", 1_000_000, 100);
 }

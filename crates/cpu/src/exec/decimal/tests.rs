@@ -11,7 +11,7 @@ const SF: u64 = 0x80;
 
 /// SF, ZF and PF of a byte.
 fn result_flags(al: u8) -> u64 {
-    let parity = if al.count_ones() % 2 == 0 { PF } else { 0 };
+    let parity = if al.count_ones().is_multiple_of(2) { PF } else { 0 };
     parity | if al == 0 { ZF } else { 0 } | if al & 0x80 != 0 { SF } else { 0 }
 }
 

@@ -1,3 +1,5 @@
+//! Far transfers, call gates and returns.
+
 use super::*;
 use crate::testing::*;
 

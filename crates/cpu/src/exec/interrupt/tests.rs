@@ -1,3 +1,5 @@
+//! Delivery of exceptions and interrupts in each mode.
+
 use super::*;
 use crate::testing::*;
 use x86::{Attributes, PageFaultCode};

@@ -1,3 +1,5 @@
+//! Permission to use a port, and the widths of IN and OUT.
+
 use super::*;
 use crate::testing::{Board, TSS, board};
 

@@ -1,3 +1,5 @@
+//! Division at its edges, and the flags of multiplication.
+
 use super::*;
 use crate::state::RCX;
 use crate::testing::{Board, board};
@@ -124,11 +126,11 @@ fn the_byte_forms_take_high_registers() {
     board.cpu.regs[RCX] = 0x8100;
     // div ch
     board.execute(&[0xf6, 0xf5]).unwrap();
-    assert_eq!(board.cpu.regs[RAX], 0x2030 / 0x81 | 0x2030 % 0x81 << 8);
+    assert_eq!(board.cpu.regs[RAX], (0x2030 % 0x81) << 8 | (0x2030 / 0x81));
     // mul ah
     board.cpu.regs[RAX] = 0xffff_1213;
     board.execute(&[0xf6, 0xe4]).unwrap();
-    assert_eq!(board.cpu.regs[RAX], 0xffff_0000 | 0x12 * 0x13);
+    assert_eq!(board.cpu.regs[RAX], 0xffff_0000 | (0x12 * 0x13));
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Loading segments, what their limits and rights allow, and looking at descriptors.
+
 use super::*;
 use crate::state::{RAX, RCX, RSP};
 use crate::testing::*;

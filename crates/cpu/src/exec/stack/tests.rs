@@ -1,3 +1,5 @@
+//! The stack pointer before, after and in the middle of stack instructions.
+
 use super::*;
 use crate::state::{RAX, RBX, RCX, RDI, RDX, RIP, RSI};
 use crate::testing::{Board, board};

@@ -1,3 +1,5 @@
+//! String instructions across pages, at faults, and at the ends of their addresses.
+
 use super::*;
 use crate::state::{DS, FS, RIP};
 use crate::testing::{Board, TABLES, board, flat};
@@ -51,7 +53,7 @@ fn copies_cross_pages_at_any_alignment() {
             [(&[0xf3, 0xa4][..], 1), (&[0xf3, 0x66, 0xa5], 2), (&[0xf3, 0xa5], 4), (&[0xf3, 0x48, 0xa5], 8)]
         {
             let mut board = long();
-            let data: Vec<u8> = (0..count * size).map(|n| (n * 31 >> 3) as u8).collect();
+            let data: Vec<u8> = (0..count * size).map(|n| (n * 31 / 8) as u8).collect();
             board.poke_bytes(from, &data);
             registers(&mut board, count, from, to);
             finish(&mut board, code).unwrap();
