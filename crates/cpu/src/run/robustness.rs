@@ -443,7 +443,10 @@ impl Fuzz {
                 self.set_up(mode);
             }
             let careful = self.cpu.careful || self.cpu.shadow != Shadow::None || self.random.one_in(16);
-            let result = if careful { self.cpu.single_step(interpreter) } else { self.cpu.run_block(interpreter) };
+            // With a request waiting the loop ends after one block.
+            self.cpu.signals.raise(Signals::STOP);
+            let result = if careful { self.cpu.single_step(interpreter) } else { self.cpu.run_blocks(interpreter) };
+            self.cpu.signals.lower(Signals::STOP);
             self.invariants();
             // A processor that shut down starts anew, with the same memory.
             if result.is_err() {
