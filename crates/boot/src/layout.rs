@@ -3,7 +3,7 @@
 //! | from | to | what |
 //! |---|---|---|
 //! | 0 | 4FFh | interrupt vectors and BIOS data area |
-//! | 500h | 5FFh | GDT of the 64-bit entry |
+//! | 500h | 5FFh | GDT of the Linux entries |
 //! | 6000h | 6FFFh | PVH start info, its module and memory lists |
 //! | 7000h | 7FFFh | Linux's zero page |
 //! | 8000h | 8FFFh | Linux's setup data |

@@ -1,8 +1,9 @@
-//! Linux bzImages by the 64-bit boot protocol (the kernel's Documentation/arch/x86/boot.rst, versions 2.12 and later).
+//! Linux bzImages by the 64-bit and 32-bit boot protocols (the kernel's Documentation/arch/x86/boot.rst, versions 2.10
+//! and later).
 //!
-//! The protected-mode part goes to its preferred address and starts at its 64-bit entry point with paging on; its own
-//! code decompresses and relocates it. Left out: the 16-bit and 32-bit entry points, EFI handover, and loading above
-//! 4 GiB.
+//! The protected-mode part goes to its preferred address and starts at its 64-bit entry point with paging on, or, in a kernel
+//! that has none, at its 32-bit one without; its own code decompresses and relocates it. Left out: the 16-bit entry
+//! point, EFI handover, and loading above 4 GiB.
 //!
 //! The layouts of the setup header and the zero page are `linux-loader`'s. Its loader is not used: it trusts the
 //! header's sizes and has no words for what is wrong with a file.
@@ -26,6 +27,10 @@ const MAGIC: u32 = 0x5372_6448;
 const SECTOR: u64 = 512;
 /// `loadflags`: the protected-mode part goes to 1 MiB or above.
 const LOADED_HIGH: u8 = 1;
+/// The oldest `version`: from it on the header tells where the kernel wants to be and how much room it needs.
+const OLDEST: u16 = 0x20a;
+/// From this `version` on there is `xloadflags`.
+const WITH_XLOADFLAGS: u16 = 0x20c;
 /// `xloadflags`: there is a 64-bit entry point at 200h.
 const KERNEL_64: u16 = 1;
 /// Offset of the 64-bit entry point.
@@ -61,25 +66,21 @@ fn header(image: &Image) -> Result<setup_header, BootError> {
     let Some(header) = setup_header::from_slice(&bytes).copied() else {
         return Err(image.bad("it has no setup header"));
     };
-    let (version, flags, boot_flag) = (header.version, header.xloadflags, header.boot_flag);
+    let (version, boot_flag) = (header.version, header.boot_flag);
     if header.header != MAGIC {
         return Err(image.bad("it has no setup header"));
     }
     if boot_flag != 0xaa55 {
         return Err(image.bad(format!("its boot sector ends in {boot_flag:#06x} instead of 0xaa55")));
     }
-    if version < 0x20c {
-        return Err(image.bad(format!(
-            "its boot protocol is {}.{:02}; the 64-bit entry point needs 2.12 (Linux 3.8) or later",
-            version >> 8,
-            version & 0xff
-        )));
+    if version < OLDEST {
+        let (major, minor) = (version >> 8, version & 0xff);
+        return Err(
+            image.bad(format!("its boot protocol is {major}.{minor:02}; 2.10 (Linux 2.6.31) or later is needed"))
+        );
     }
     if header.loadflags & LOADED_HIGH == 0 {
         return Err(image.bad("it is a zImage, to be loaded low; only bzImages can be booted"));
-    }
-    if flags & KERNEL_64 == 0 {
-        return Err(image.bad("it has no 64-bit entry point (XLF_KERNEL_64): it is a kernel for 32-bit processors"));
     }
     Ok(header)
 }
@@ -93,6 +94,9 @@ pub(crate) fn load(image: &Image, ram: &dyn Ram, config: &Config) -> Result<Entr
     if size <= ENTRY_64 {
         return Err(image.bad(format!("its protected-mode part is said to have only {size} bytes")));
     }
+    // The header counts in units of 16 bytes; the last one need not be filled.
+    let missing = (setup + size).saturating_sub(image.len());
+    let size = if missing < 16 { size - missing } else { size };
     image.check("the protected-mode part", setup, size)?;
 
     let start = Gpa(header.pref_address);
@@ -125,10 +129,16 @@ pub(crate) fn load(image: &Image, ram: &dyn Ram, config: &Config) -> Result<Entr
     header.setup_data = setup_data(ram, config)?;
     zero_page(ram, header)?;
 
-    ram.put("the boot GDT", GDT, &gdt())?;
-    ram.put("the boot page tables", PAGE_TABLES, &identity_map())?;
-    let mut entry = Entry::long(BOOT_CS, BOOT_DS, start.wrapping_add(ENTRY_64).0, PAGE_TABLES.0);
-    entry.gdtr = TableRegister { base: GDT.0, limit: u16::try_from(gdt().len() - 1).unwrap_or(0) };
+    let wide = header.version >= WITH_XLOADFLAGS && header.xloadflags & KERNEL_64 != 0;
+    let gdt = gdt(wide);
+    ram.put("the boot GDT", GDT, &gdt)?;
+    let mut entry = if wide {
+        ram.put("the boot page tables", PAGE_TABLES, &identity_map())?;
+        Entry::long(BOOT_CS, BOOT_DS, start.wrapping_add(ENTRY_64).0, PAGE_TABLES.0)
+    } else {
+        Entry::protected(BOOT_CS, BOOT_DS, header.code32_start)
+    };
+    entry.gdtr = TableRegister { base: GDT.0, limit: u16::try_from(gdt.len() - 1).unwrap_or(0) };
     if let Some(rsi) = entry.regs.get_mut(RSI) {
         *rsi = ZERO_PAGE.0;
     }
@@ -178,9 +188,10 @@ fn zero_page(ram: &dyn Ram, header: setup_header) -> Result<(), BootError> {
     ram.put("the zero page", ZERO_PAGE, params.as_slice())
 }
 
-/// A null descriptor, an unused one, flat 64-bit code (10h) and flat data (18h).
-fn gdt() -> Vec<u8> {
-    [0u64, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().flat_map(|d| d.to_le_bytes()).collect()
+/// A null descriptor, an unused one, flat code (10h), 64-bit if `wide` and else 32-bit, and flat data (18h).
+fn gdt(wide: bool) -> Vec<u8> {
+    let code = if wide { 0x00af_9b00_0000_ffff } else { 0x00cf_9b00_0000_ffff };
+    [0u64, 0, code, 0x00cf_9300_0000_ffff].iter().flat_map(|d| d.to_le_bytes()).collect()
 }
 
 /// Page tables that map the first 4 GiB to themselves in pages of 2 MiB: a PML4, a PDPT, four page directories.

@@ -35,7 +35,9 @@ pub(crate) fn boot(ram: &TestRam, config: &Config) -> Result<Entry, BootError> {
 
 /// The error's text, which must be one line and name the file.
 pub(crate) fn refusal(ram: &TestRam, config: &Config) -> String {
-    let text = boot(ram, config).expect_err("it was loaded").to_string();
+    let error = boot(ram, config).expect_err("it was loaded");
+    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+    let text = format!("{error}{cause}");
     assert_eq!(text.lines().count(), 1, "{text}");
     text
 }

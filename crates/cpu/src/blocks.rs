@@ -19,13 +19,26 @@ const MAX_BYTES: usize = 256;
 /// When this many operations are cached, everything is dropped: a bound on memory (64 bytes an operation).
 const MAX_CACHED_OPS: usize = 256 << 10;
 
+/// What identifies decoded code: the host address of its first byte, with the code size in the upper byte, which no
+/// host address uses. The default names nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+struct Key(u64);
+
+impl Key {
+    #[inline(always)]
+    fn new(start: Hva, size: CodeSize) -> Self {
+        Self(start.0 | (size as u64) << 56)
+    }
+
+    fn start(self) -> Hva {
+        Hva(self.0 & (u64::MAX >> 8))
+    }
+}
+
 /// A sequence of operations without a branch but at its end.
 #[derive(Debug, Default)]
 pub struct Block {
-    /// Host address of the first byte.
-    start: Hva,
-    /// Code size that it was decoded for.
-    size: Option<CodeSize>,
+    key: Key,
     /// Host page of the next virtual page, if the block's one instruction crosses into it.
     second: Option<Hva>,
     /// Bytes.
@@ -48,9 +61,11 @@ pub enum Found {
 pub struct BlockCache {
     blocks: Vec<Block>,
     free: Vec<usize>,
-    map: HashMap<(Hva, CodeSize), usize>,
+    map: HashMap<Key, usize>,
     pages: HashMap<Hva, Vec<usize>>,
-    front: Box<[u32]>,
+    /// By *virtual* address, so that the look-up need not wait for the translation; block numbers, which are right if
+    /// the block's key is. Never blocks that cross pages.
+    front: Box<[u32; FRONT]>,
     ops: usize,
     /// Blocks decoded so far.
     pub decoded: u64,
@@ -64,7 +79,7 @@ impl Default for BlockCache {
             free: Vec::new(),
             map: HashMap::new(),
             pages: HashMap::new(),
-            front: vec![0; FRONT].into_boxed_slice(),
+            front: Box::new([0; FRONT]),
             ops: 0,
             decoded: 0,
         }
@@ -86,10 +101,8 @@ impl BlockCache {
     pub fn find(&mut self, cpu: &mut Cpu) -> Result<Found, Exception> {
         let gva = cpu.code_address()?;
         if let Some(page) = cpu.mmu.fetch_fast(gva) {
-            let start = Hva(page.0 | gva.offset());
-            let number = self.front[slot(start)] as usize;
-            let block = &self.blocks[number];
-            if block.start == start && block.size == Some(cpu.code_size) && block.second.is_none() {
+            let number = self.front[slot(gva)] as usize;
+            if self.blocks[number].key == Key::new(Hva(page.0 | gva.offset()), cpu.code_size) {
                 return Ok(Found::Cached(number));
             }
         }
@@ -105,11 +118,11 @@ impl BlockCache {
         else {
             return self.decode_once(cpu, gva);
         };
-        let start = Hva(page.0 | gva.offset());
-        if let Some(&number) = self.map.get(&(start, cpu.code_size)) {
+        let key = Key::new(Hva(page.0 | gva.offset()), cpu.code_size);
+        if let Some(&number) = self.map.get(&key) {
             let second = self.blocks[number].second;
             if second.is_none() {
-                self.front[slot(start)] = u32::try_from(number).unwrap_or(0);
+                self.front[slot(gva)] = u32::try_from(number).unwrap_or(0);
                 return Ok(Found::Cached(number));
             }
             // An instruction that crosses pages: the second page must still be the one it was decoded from.
@@ -120,33 +133,30 @@ impl BlockCache {
             }
             self.remove(number);
         }
-        self.decode(cpu, gva, start)
+        self.decode(cpu, gva, key)
     }
 
-    fn decode(&mut self, cpu: &mut Cpu, gva: Gva, start: Hva) -> Result<Found, Exception> {
+    fn decode(&mut self, cpu: &mut Cpu, gva: Gva, key: Key) -> Result<Found, Exception> {
         let mut bytes = [0u8; MAX_BYTES];
         let origin = cpu.origin();
         let n = cpu.mmu.fetch_bytes(origin, gva, &mut bytes).map_err(|fault| cpu.memory_fault(fault, false))?;
         let size = cpu.code_size;
         let decoded = decode::block(&bytes[..n], size, &cpu.model, usize::MAX);
         if decoded.ops.is_empty() {
-            return self.decode_crossing(cpu, gva, start);
+            return self.decode_crossing(cpu, gva, key);
         }
-        cpu.mmu.protect_code(start, decoded.len.max(1) as u64);
+        cpu.mmu.protect_code(key.start(), decoded.len.max(1) as u64);
         if tracing::enabled!(target: "in_asm", tracing::Level::DEBUG) {
             decode::log(&bytes[..decoded.len], size, cpu.rip());
         }
-        Ok(Found::Cached(self.insert(Block {
-            start,
-            size: Some(size),
-            second: None,
-            len: decoded.len as u64,
-            ops: decoded.ops.into_boxed_slice(),
-        })))
+        let block = Block { key, second: None, len: decoded.len as u64, ops: decoded.ops.into_boxed_slice() };
+        let number = self.insert(block);
+        self.front[slot(gva)] = u32::try_from(number).unwrap_or(0);
+        Ok(Found::Cached(number))
     }
 
     /// The instruction at `gva` goes on in the next page.
-    fn decode_crossing(&mut self, cpu: &mut Cpu, gva: Gva, start: Hva) -> Result<Found, Exception> {
+    fn decode_crossing(&mut self, cpu: &mut Cpu, gva: Gva, key: Key) -> Result<Found, Exception> {
         let origin = cpu.origin();
         let next = Gva(gva.page().0.wrapping_add(PAGE_SIZE));
         let FetchPage::Memory(second) =
@@ -157,15 +167,10 @@ impl BlockCache {
         let (bytes, n, first) = fetch_across(cpu, gva)?;
         let decoded = decode::block(&bytes[..n], cpu.code_size, &cpu.model, 1);
         let len = decoded.len as u64;
-        cpu.mmu.protect_code(start, first as u64);
+        cpu.mmu.protect_code(key.start(), first as u64);
         cpu.mmu.protect_code(second, len.saturating_sub(first as u64).max(1));
-        Ok(Found::Cached(self.insert(Block {
-            start,
-            size: Some(cpu.code_size),
-            second: Some(second),
-            len,
-            ops: decoded.ops.into_boxed_slice(),
-        })))
+        let block = Block { key, second: Some(second), len, ops: decoded.ops.into_boxed_slice() };
+        Ok(Found::Cached(self.insert(block)))
     }
 
     /// One instruction from memory that is not plain, or that somebody watches.
@@ -183,8 +188,7 @@ impl BlockCache {
         }
         self.decoded += 1;
         self.ops += block.ops.len();
-        let key = (block.start, block.size.unwrap_or(CodeSize::Bits64));
-        let (start, second, crossing) = (block.start, block.second, block.second.is_some());
+        let (key, second) = (block.key, block.second);
         let number = match self.free.pop() {
             Some(number) => {
                 self.blocks[number] = block;
@@ -198,11 +202,8 @@ impl BlockCache {
         if let Some(old) = self.map.insert(key, number) {
             self.release(old);
         }
-        for page in [Some(start.page()), second].into_iter().flatten() {
+        for page in [Some(key.start().page()), second].into_iter().flatten() {
             self.pages.entry(page).or_default().push(number);
-        }
-        if !crossing {
-            self.front[slot(start)] = u32::try_from(number).unwrap_or(0);
         }
         number
     }
@@ -221,9 +222,8 @@ impl BlockCache {
     }
 
     fn remove(&mut self, number: usize) {
-        let block = &self.blocks[number];
-        if let Some(size) = block.size {
-            let key = (block.start, size);
+        let key = self.blocks[number].key;
+        if key != Key::default() {
             if self.map.get(&key) == Some(&number) {
                 self.map.remove(&key);
             }
@@ -235,7 +235,7 @@ impl BlockCache {
     fn release(&mut self, number: usize) {
         let block = std::mem::take(&mut self.blocks[number]);
         self.ops -= block.ops.len();
-        for page in [Some(block.start.page()), block.second].into_iter().flatten() {
+        for page in [Some(block.key.start().page()), block.second].into_iter().flatten() {
             if let Some(list) = self.pages.get_mut(&page) {
                 list.retain(|&n| n != number);
             }
@@ -244,8 +244,9 @@ impl BlockCache {
     }
 }
 
-fn slot(start: Hva) -> usize {
-    ((start.0 >> 1 ^ start.0 >> 15) as usize) & (FRONT - 1)
+#[inline(always)]
+fn slot(gva: Gva) -> usize {
+    (gva.0 ^ gva.0 >> 14) as usize & (FRONT - 1)
 }
 
 /// Up to [`MAX_INSTRUCTION`] bytes at `gva`, from two pages if need be; also how many came from the first.
@@ -279,3 +280,6 @@ impl Cpu {
         Ok(Gva(cs.base.wrapping_add(rip) & 0xffff_ffff))
     }
 }
+
+#[cfg(test)]
+mod tests;

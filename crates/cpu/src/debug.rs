@@ -143,3 +143,6 @@ impl Cpu {
         self.deliver_exception(Exception::plain(Vector::Debug))
     }
 }
+
+#[cfg(test)]
+mod tests;

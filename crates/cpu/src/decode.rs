@@ -42,15 +42,11 @@ pub fn block(bytes: &[u8], size: CodeSize, model: &Model, limit: usize) -> Decod
         let mut decoder = Decoder::with_ip(size as u32, rest, 0, options);
         decoder.decode_out(&mut instruction);
         if decoder.last_error() == DecoderError::NoMoreBytes {
-            if rest.len() < MAX_INSTRUCTION {
-                decoded.cut = true;
-            } else {
-                // Too long: #GP(0) (APM vol. 2, 8.2.14).
-                decoded.ops.push(Op::slow(too_long, &instruction));
-            }
+            decoded.cut = true;
             break;
         }
-        let op = operation(&instruction, model);
+        let too_long = instruction.is_invalid() && instruction.len() == MAX_INSTRUCTION;
+        let op = if too_long { Op::slow(beyond_limit, &instruction) } else { operation(&instruction, model) };
         decoded.len += usize::from(op.len);
         decoded.ops.push(op);
         if instruction.is_invalid() || instruction.flow_control() != FlowControl::Next {
@@ -60,7 +56,9 @@ pub fn block(bytes: &[u8], size: CodeSize, model: &Model, limit: usize) -> Decod
     decoded
 }
 
-fn too_long(_: &mut Cpu, _: &Instruction) -> Result<Flow, Exception> {
+/// The decoder gives up after the last byte that an instruction can have: #GP(0) (APM vol. 2, 8.2.14). An undefined
+/// instruction of just that length looks the same, and is #GP here though it should be #UD.
+fn beyond_limit(_: &mut Cpu, _: &Instruction) -> Result<Flow, Exception> {
     Err(Exception::GP0)
 }
 

@@ -49,7 +49,7 @@ impl Random {
     fn bytes(&mut self) -> [u8; 16] {
         let mut bytes: [u8; 16] = std::array::from_fn(|_| self.next() as u8);
         let mut at = 0;
-        for (prefix, one_in) in [(0x66, 4), (0xf0, 12), (0xf3, 8), (0xf2, 12)] {
+        for (prefix, one_in) in [(0x66, 4), (0xf0, 12), (0xf3, 8), (0xf2, 12), (0x67, 8)] {
             if self.below(one_in) == 0 {
                 bytes[at] = prefix;
                 at += 1;
@@ -74,14 +74,14 @@ fn aim(i: &Instruction, registers: &mut [u64; 16], random: &mut Random) -> bool 
         return true;
     }
     let (base, index) = (i.memory_base(), i.memory_index());
-    if base == Register::None || base == index || base.size() != 8 {
+    if base == Register::None || base == index || base == Register::RIP || base == Register::EIP {
         return false;
     }
     // A bit string reaches 2^N bits in either direction.
     let bits = matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc);
     if bits && i.op1_kind() == OpKind::Register {
         let number = i.op1_register().full_register();
-        if number == base || number == index {
+        if number == base.full_register() || number == index.full_register() {
             return false;
         }
         registers[number.number()] = random.below(8192).wrapping_sub(4096);
@@ -92,7 +92,9 @@ fn aim(i: &Instruction, registers: &mut [u64; 16], random: &mut Random) -> bool 
     if index != Register::None {
         address = address.wrapping_sub(registers[index.number()].wrapping_mul(u64::from(i.memory_index_scale())));
     }
-    registers[base.number()] = address;
+    // With 32-bit addresses the upper half of the register is ignored.
+    let keep = if base.size() == 4 { !0xffff_ffff } else { 0 };
+    registers[base.number()] = registers[base.number()] & keep | address & !keep;
     true
 }
 

@@ -53,6 +53,8 @@ pub struct Op {
     pub locked: bool,
     /// REP/REPE (1), REPNE (2), or none (0).
     pub repeat: u8,
+    /// May write to memory, so that code may have been overwritten after it: cleared by those who know better.
+    pub stores: bool,
     /// For handlers that look at the instruction itself.
     pub slow: Option<Box<Rare>>,
 }
@@ -89,6 +91,7 @@ impl Op {
             len: instruction.len() as u8,
             locked: instruction.has_lock_prefix(),
             repeat,
+            stores: true,
             slow: None,
         }
     }

@@ -26,7 +26,9 @@ pub struct Interpreter {
 
 /// How a block ended.
 enum End {
-    /// Go on at RIP.
+    /// Go on at RIP, where straight-line code or a near branch has come to.
+    Near,
+    /// Go on at RIP, after looking at everything anew.
     Continue,
     /// HLT.
     Halt,
@@ -50,6 +52,8 @@ impl Cpu {
 
     /// Runs until something stops the vCPU.
     pub fn run(&mut self, interpreter: &mut Interpreter) -> Exit {
+        // Memory may have been written while the vCPU stood still.
+        self.forget_modified(interpreter);
         loop {
             if self.must_poll() || self.halted {
                 match self.poll() {
@@ -61,7 +65,7 @@ impl Cpu {
             let result = if self.careful || self.shadow != Shadow::None {
                 self.step(interpreter)
             } else {
-                self.run_block(interpreter)
+                self.run_blocks(interpreter)
             };
             if let Err(fault) = result {
                 return Exit::TripleFault(fault);
@@ -69,16 +73,22 @@ impl Cpu {
         }
     }
 
-    /// Runs one block.
-    #[inline(always)]
-    fn run_block(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
-        let end = match interpreter.cache.find(self) {
-            Ok(Found::Cached(number)) => {
-                let block = interpreter.cache.get(number);
-                if self.beyond_limit(block) { self.execute(block, 1) } else { self.execute(block, usize::MAX) }
+    /// Runs blocks until a request is to be acted on, or something other than a near branch ended one: nothing else
+    /// changes what the loop around this looks at.
+    fn run_blocks(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+        let mask = self.poll_mask();
+        let end = loop {
+            let end = match interpreter.cache.find(self) {
+                Ok(Found::Cached(number)) => {
+                    let block = interpreter.cache.get(number);
+                    if self.beyond_limit(block) { self.execute_one(block) } else { self.execute(block, usize::MAX) }
+                }
+                Ok(Found::Once(block)) => self.execute_one(&block),
+                Err(exception) => End::Fault(exception),
+            };
+            if !matches!(end, End::Near) || self.signals.raised() & mask != 0 || self.mmu.code_modified() {
+                break end;
             }
-            Ok(Found::Once(block)) => self.execute(&block, 1),
-            Err(exception) => End::Fault(exception),
         };
         self.finish(interpreter, end)
     }
@@ -114,8 +124,8 @@ impl Cpu {
         }
         let end = match self.before_instruction() {
             Ok(()) => match interpreter.cache.find(self) {
-                Ok(Found::Cached(number)) => self.execute(interpreter.cache.get(number), 1),
-                Ok(Found::Once(block)) => self.execute(&block, 1),
+                Ok(Found::Cached(number)) => self.execute_one(interpreter.cache.get(number)),
+                Ok(Found::Once(block)) => self.execute_one(&block),
                 Err(exception) => End::Fault(exception),
             },
             Err(exception) => End::Fault(exception),
@@ -139,43 +149,54 @@ impl Cpu {
         self.code_size != CodeSize::Bits64 && self.rip() + block.len - 1 > u64::from(self.seg[CS].limit)
     }
 
+    /// Executes the first operation of a block: #GP(0) if it goes on beyond the code segment's limit.
+    fn execute_one(&mut self, block: &Block) -> End {
+        let len = block.ops.first().map_or(0, |op| u64::from(op.len));
+        if self.code_size != CodeSize::Bits64 && self.rip() + len > u64::from(self.seg[CS].limit) + 1 {
+            return End::Fault(Exception::GP0);
+        }
+        self.execute(block, 1)
+    }
+
     /// Executes up to `limit` operations of a block.
     #[inline(always)]
     fn execute(&mut self, block: &Block, limit: usize) -> End {
+        let ops = block.ops.get(..limit).unwrap_or(&block.ops);
+        let mut left = ops.iter();
         let mut rip = self.rip();
-        let mut done = 0;
-        let end = 'block: {
-            for op in block.ops.iter().take(limit) {
-                self.regs[RIP] = rip;
-                match (op.exec)(self, op) {
-                    Ok(Flow::Next) => rip = rip.wrapping_add(u64::from(op.len)),
-                    Ok(Flow::Jump) => {
-                        done += 1;
-                        rip = self.regs[RIP];
-                        break 'block End::Continue;
+        let (end, completed) = loop {
+            let Some(op) = left.next() else { break (End::Near, true) };
+            self.regs[RIP] = rip;
+            let after = rip.wrapping_add(u64::from(op.len));
+            match (op.exec)(self, op) {
+                Ok(Flow::Next) => {
+                    rip = after;
+                    if op.stores && self.mmu.code_modified() {
+                        break (End::Continue, true);
                     }
-                    Ok(Flow::Break) => {
-                        done += 1;
-                        rip = rip.wrapping_add(u64::from(op.len));
-                        break 'block End::Continue;
-                    }
-                    Ok(Flow::Repeat) => break 'block End::Continue,
-                    Ok(Flow::Halt) => {
-                        done += 1;
-                        rip = rip.wrapping_add(u64::from(op.len));
-                        break 'block End::Halt;
-                    }
-                    Err(exception) => break 'block End::Fault(exception),
                 }
-                done += 1;
-                if self.mmu.code_modified() {
-                    break;
+                Ok(Flow::Near) => {
+                    rip = self.regs[RIP];
+                    break (End::Near, true);
                 }
+                Ok(Flow::Jump) => {
+                    rip = self.regs[RIP];
+                    break (End::Continue, true);
+                }
+                Ok(Flow::Break) => {
+                    rip = after;
+                    break (End::Continue, true);
+                }
+                Ok(Flow::Halt) => {
+                    rip = after;
+                    break (End::Halt, true);
+                }
+                Ok(Flow::Repeat) => break (End::Continue, false),
+                Err(exception) => break (End::Fault(exception), false),
             }
-            End::Continue
         };
         self.regs[RIP] = rip;
-        self.instructions += done;
+        self.instructions += (ops.len() - left.len()) as u64 - u64::from(!completed);
         end
     }
 
@@ -184,7 +205,7 @@ impl Cpu {
     fn finish(&mut self, interpreter: &mut Interpreter, end: End) -> Result<(), TripleFault> {
         self.forget_modified(interpreter);
         match end {
-            End::Continue => Ok(()),
+            End::Near | End::Continue => Ok(()),
             End::Halt => {
                 self.halted = true;
                 Ok(())
@@ -227,6 +248,10 @@ impl Cpu {
                 if let Some(vector) = self.apic.acknowledge() {
                     self.halted = false;
                     self.deliver_interrupt(vector)?;
+                } else if self.halted {
+                    // Withdrawn in the meantime: the halt goes on.
+                    std::thread::yield_now();
+                    continue;
                 }
                 return Ok(true);
             }
@@ -239,3 +264,8 @@ impl Cpu {
         }
     }
 }
+
+#[cfg(test)]
+mod robustness;
+#[cfg(test)]
+mod tests;

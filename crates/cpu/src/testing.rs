@@ -10,7 +10,7 @@ use memory::ram::GuestRam;
 use memory::{Gpa, PhysicalMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::SeqCst};
-use x86::{Attributes, Exception, Segment, Selector, msr};
+use x86::{Attributes, Exception, Segment, Selector, TableRegister, msr};
 
 /// A clock that a test moves.
 #[derive(Debug, Default)]
@@ -107,7 +107,103 @@ pub fn flat(selector: u16, kind: u8, dpl: u8, long: bool) -> Segment {
     Segment { base: 0, limit: u32::MAX, selector: Selector::from_bits(selector), attributes }
 }
 
+/// A segment or system descriptor: `access` is type, S, DPL and P; `flags` are AVL, L, D/B and G.
+pub fn descriptor(base: u64, limit: u64, access: u64, flags: u64) -> u64 {
+    let high = (base >> 24 & 0xff) << 56 | flags << 52 | (limit >> 16 & 15) << 48 | access << 40;
+    high | (base & 0xff_ffff) << 16 | limit & 0xffff
+}
+
+/// Where [`Board::system_tables`] puts the GDT, the IDT and the TSS.
+pub const GDT: u64 = 0x5000;
+/// See [`GDT`].
+pub const IDT: u64 = 0x6000;
+/// See [`GDT`].
+pub const TSS: u64 = 0x5800;
+/// Selectors in that GDT: code and data for CPL 0, code and data for CPL 3 (with their RPL), 16-bit code (and at 30h data) for
+/// CPL 0, conforming code, code that is not present, data for CPL 0 that is not present, the TSS.
+pub const CODE0: u16 = 0x08;
+/// See [`CODE0`].
+pub const DATA0: u16 = 0x10;
+/// See [`CODE0`].
+pub const CODE3: u16 = 0x1b;
+/// See [`CODE0`].
+pub const DATA3: u16 = 0x23;
+/// See [`CODE0`].
+pub const CODE16: u16 = 0x28;
+/// See [`CODE0`].
+pub const CONFORMING: u16 = 0x38;
+/// See [`CODE0`].
+pub const ABSENT_CODE: u16 = 0x40;
+/// See [`CODE0`].
+pub const ABSENT_DATA: u16 = 0x48;
+/// See [`CODE0`].
+pub const TASK: u16 = 0x50;
+/// The first free selector.
+pub const FREE: u16 = 0x60;
+
 impl Board {
+    /// A GDT with the selectors above (flat; 64-bit code in long mode, else 32-bit), an empty IDT with room for all
+    /// vectors, and a loaded TSS of 104 bytes of zeros without a permission bitmap.
+    pub fn system_tables(&mut self) {
+        let long = self.cpu.long_mode();
+        let flat = |access, flags| descriptor(0, 0xf_ffff, access, flags);
+        let code = if long { 0xa } else { 0xc };
+        let gdt = [
+            0,
+            flat(0x9b, code),
+            flat(0x93, 0xc),
+            flat(0xfb, code),
+            flat(0xf3, 0xc),
+            descriptor(0, 0xffff, 0x9b, 0),
+            descriptor(0, 0xffff, 0x93, 0),
+            flat(0x9f, code),
+            flat(0x1b, code),
+            flat(0x13, 0xc),
+            descriptor(TSS, 0x67, 0x8b, 0),
+            0,
+        ];
+        self.poke(GDT, &gdt);
+        self.poke(IDT, &[0; 512]);
+        self.poke(TSS, &[0; 16]);
+        self.poke(TSS + 0x60, &[0x68 << 48]);
+        self.cpu.gdtr = TableRegister { base: GDT, limit: 0x7f };
+        self.cpu.idtr = TableRegister { base: IDT, limit: 0xfff };
+        self.cpu.tr = Segment {
+            base: TSS,
+            limit: 0x67,
+            selector: Selector::from_bits(TASK),
+            attributes: Attributes::new().with_kind(11).with_present(true),
+        };
+    }
+
+    /// An IDT gate; `access` is type, DPL and P.
+    pub fn gate(&self, vector: u8, selector: u16, target: u64, access: u64, ist: u64) {
+        let low =
+            target & 0xffff | u64::from(selector) << 16 | ist << 32 | access << 40 | (target >> 16 & 0xffff) << 48;
+        if self.cpu.long_mode() {
+            self.poke(IDT + u64::from(vector) * 16, &[low, target >> 32]);
+        } else {
+            self.poke(IDT + u64::from(vector) * 8, &[low]);
+        }
+    }
+
+    /// A 64-bit word of guest memory.
+    pub fn peek(&self, gpa: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.cpu.mmu.map().read(Gpa(gpa), &mut bytes).unwrap();
+        u64::from_le_bytes(bytes)
+    }
+
+    /// `N` words of `size` bytes from guest memory.
+    pub fn words<const N: usize>(&self, gpa: u64, size: u64) -> [u64; N] {
+        std::array::from_fn(|n| self.peek(gpa + n as u64 * size) & (u64::MAX >> (64 - 8 * size)))
+    }
+
+    /// Writes bytes to guest memory.
+    pub fn poke_bytes(&self, gpa: u64, bytes: &[u8]) {
+        self.cpu.mmu.map().write(Gpa(gpa), bytes).unwrap();
+    }
+
     /// Writes 64-bit words to guest memory.
     pub fn poke(&self, gpa: u64, words: &[u64]) {
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
@@ -150,7 +246,7 @@ impl Board {
         let decoded = crate::decode::block(bytes, cpu.code_size, &model, 1);
         let op = &decoded.ops[0];
         let flow = (op.exec)(cpu, op)?;
-        if !matches!(flow, Flow::Jump | Flow::Repeat) {
+        if !matches!(flow, Flow::Near | Flow::Jump | Flow::Repeat) {
             cpu.regs[RIP] += u64::from(op.len);
         }
         Ok(flow)

@@ -267,4 +267,6 @@ fn seed() -> [u8; 32] {
 }
 
 #[cfg(test)]
+mod robustness;
+#[cfg(test)]
 mod tests;

@@ -47,7 +47,7 @@ impl Cpu {
             return Err(Exception::GP0);
         }
         self.regs[RIP] = target;
-        Ok(Flow::Jump)
+        Ok(Flow::Near)
     }
 
     /// The target of a relative branch, truncated to operand width `W`.

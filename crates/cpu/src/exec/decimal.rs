@@ -101,3 +101,6 @@ pub fn select(i: &Instruction) -> Option<Op> {
     }
     Some(op)
 }
+
+#[cfg(test)]
+mod tests;

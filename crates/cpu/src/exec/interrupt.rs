@@ -410,21 +410,4 @@ pub fn select(i: &Instruction) -> Option<Slow> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use x86::PageFaultCode;
-
-    #[test]
-    fn double_fault_table() {
-        let pf = Exception::page_fault(PageFaultCode::new());
-        let gp = Exception::GP0;
-        let ud = Exception::UNDEFINED;
-        let df = Exception::coded(Vector::DoubleFault, 0);
-        assert_eq!(combine(ud, gp), gp);
-        assert_eq!(combine(gp, pf), pf);
-        assert_eq!(combine(gp, gp), df);
-        assert_eq!(combine(pf, gp), df);
-        assert_eq!(combine(pf, pf), df);
-        assert_eq!(combine(pf, ud), ud);
-    }
-}
+mod tests;

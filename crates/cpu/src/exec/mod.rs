@@ -36,7 +36,9 @@ pub enum Flow {
     Next,
     /// To the next instruction, but out of the block: something that decoding or interrupt polling depends on may have changed.
     Break,
-    /// To `regs[RIP]`, which the handler has written.
+    /// To `regs[RIP]`, which the handler has written, with nothing else changed that decoding or polling depends on.
+    Near,
+    /// To `regs[RIP]`, which the handler has written, and mode, rights or flags may have changed too.
     Jump,
     /// This same instruction again after polling for interrupts (string instructions between runs).
     Repeat,
@@ -129,10 +131,12 @@ pub fn register_name(i: &Instruction, n: u32) -> u8 {
     }
 }
 
-/// An operation whose first two operands are registers, memory or an immediate.
+/// An operation whose first two operands are registers, memory or an immediate, and which stores to no other memory
+/// than its first operand.
 #[must_use]
 pub fn operands(exec: Exec, i: &Instruction) -> Op {
     let mut op = Op::new(exec, i);
+    op.stores = i.op0_kind() == OpKind::Memory;
     if i.op0_kind() == OpKind::Register {
         op.dst = register_name(i, 0);
     }

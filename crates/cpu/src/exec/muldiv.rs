@@ -100,3 +100,6 @@ pub fn select(i: &Instruction) -> Option<Op> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

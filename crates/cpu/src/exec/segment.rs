@@ -443,3 +443,6 @@ pub fn select(i: &Instruction) -> Option<Slow> {
         _ => return None,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -30,33 +30,35 @@ fn pop_mem<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
     Ok(Flow::Next)
 }
 
-/// All eight pushes are checked as one before the first is made.
+/// The address of entry `n` of the eight that PUSHA makes and POPA takes. The stack pointer may wrap between them.
+fn entry<W: Width>(cpu: &Cpu, start: u64, n: u8) -> u64 {
+    start.wrapping_add(u64::from(n) * W::SIZE) & cpu.stack_mask()
+}
+
+/// All eight pushes are checked before the first is made.
 fn pusha<W: Width>(cpu: &mut Cpu, _: &Op) -> Result<Flow, Exception> {
-    let sp = cpu.stack_pointer();
-    let mut bytes = [0u8; 32];
-    let size = W::SIZE as usize;
-    for (i, chunk) in bytes.chunks_exact_mut(size).take(8).enumerate() {
-        // Ascending addresses hold DI, SI, BP, SP, BX, DX, CX, AX.
-        let value: u64 = W::get(cpu, 7 - i as u8).into();
-        chunk.copy_from_slice(&value.to_le_bytes()[..size]);
+    let start = cpu.stack_pointer().wrapping_sub(8 * W::SIZE) & cpu.stack_mask();
+    for n in (0..8).rev() {
+        cpu.probe(SS, entry::<W>(cpu, start, n), W::SIZE, true)?;
     }
-    let new = sp.wrapping_sub(8 * W::SIZE) & cpu.stack_mask();
-    cpu.store_bytes(SS, new, &bytes[..8 * size])?;
-    cpu.set_stack_pointer(new);
+    // Ascending addresses hold DI, SI, BP, SP, BX, DX, CX, AX.
+    for n in (0..8).rev() {
+        cpu.store(SS, entry::<W>(cpu, start, n), W::get(cpu, 7 - n))?;
+    }
+    cpu.set_stack_pointer(start);
     Ok(Flow::Next)
 }
 
 fn popa<W: Width>(cpu: &mut Cpu, _: &Op) -> Result<Flow, Exception> {
-    let sp = cpu.stack_pointer();
-    let size = W::SIZE as usize;
-    let mut bytes = [0u8; 32];
-    cpu.load_bytes(SS, sp, &mut bytes[..8 * size])?;
-    cpu.set_stack_pointer(sp.wrapping_add(8 * W::SIZE));
-    for (i, chunk) in bytes.chunks_exact(size).take(8).enumerate() {
-        let mut value = [0u8; 8];
-        value[..size].copy_from_slice(chunk);
-        if 7 - i != RSP {
-            W::set(cpu, 7 - i as u8, W::low(u64::from_le_bytes(value)));
+    let start = cpu.stack_pointer();
+    let mut values = [W::low(0); 8];
+    for (n, value) in (0..8).zip(&mut values) {
+        *value = cpu.load(SS, entry::<W>(cpu, start, n))?;
+    }
+    cpu.set_stack_pointer(start.wrapping_add(8 * W::SIZE));
+    for (n, value) in (0..8).zip(values) {
+        if 7 - n != RSP as u8 {
+            W::set(cpu, 7 - n, value);
         }
     }
     Ok(Flow::Next)
@@ -118,26 +120,27 @@ pub fn select(i: &Instruction) -> Option<Op> {
     }
     let moved = i.stack_pointer_increment().unsigned_abs() as usize;
     let exec: Exec = match i.mnemonic() {
-        Mnemonic::Push => match i.op0_kind() {
-            OpKind::Register if !i.op0_register().is_gpr() => return None,
-            OpKind::Register => {
-                let mut op = operands(by_size!(moved, W => push::<W, Reg>), i);
-                op.src = op.dst;
-                return Some(op);
+        Mnemonic::Push => {
+            let exec = match i.op0_kind() {
+                OpKind::Register if !i.op0_register().is_gpr() => return None,
+                OpKind::Register => by_size!(moved, W => push::<W, Reg>),
+                OpKind::Memory => by_size!(moved, W => push::<W, Mem>),
+                _ => by_size!(moved, W => push::<W, Imm>),
+            };
+            let mut op = Op::new(exec, i);
+            match i.op0_kind() {
+                OpKind::Register => op.src = super::register_name(i, 0),
+                OpKind::Memory => {}
+                _ => op.imm = i.immediate(0),
             }
-            OpKind::Memory => by_size!(moved, W => push::<W, Mem>),
-            _ => {
-                let mut op = operands(by_size!(moved, W => push::<W, Imm>), i);
-                op.imm = i.immediate(0);
-                return Some(op);
-            }
-        },
+            return Some(op);
+        }
         Mnemonic::Pop => match i.op0_kind() {
             OpKind::Register if !i.op0_register().is_gpr() => return None,
             OpKind::Register => by_size!(moved, W => pop_reg::<W>),
             _ => by_size!(operand_size(i, 0), W => pop_mem::<W>),
         },
-        Mnemonic::Pusha | Mnemonic::Pushad => by_size!(moved / 8, W => pusha::<W>),
+        Mnemonic::Pusha | Mnemonic::Pushad => return Some(Op::new(by_size!(moved / 8, W => pusha::<W>), i)),
         Mnemonic::Popa | Mnemonic::Popad => by_size!(moved / 8, W => popa::<W>),
         Mnemonic::Leave => by_size!(leave_size(i), W => leave::<W>),
         Mnemonic::Enter => {
@@ -167,3 +170,6 @@ fn enter_size(i: &Instruction) -> usize {
         _ => 8,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -62,7 +62,8 @@ impl Cpu {
         // The address must not wrap within the run; the page bound makes sure of that for 64-bit addresses.
         let room = ((u64::MAX >> op.narrow) - ea) / W::SIZE;
         let limit = limit.min(room).min(x86::PAGE_SIZE / W::SIZE);
-        if limit == 0 {
+        // Where alignment or limits are checked, a misaligned element may raise #AC: that is for the single element.
+        if limit == 0 || self.checked && ea & (W::SIZE - 1) != 0 {
             return Ok(None);
         }
         let Ok(gva) = self.linear(seg, ea, limit * W::SIZE, write) else { return Ok(None) };
@@ -263,3 +264,6 @@ fn address_bits(i: &Instruction) -> u8 {
     }
     0
 }
+
+#[cfg(test)]
+mod tests;

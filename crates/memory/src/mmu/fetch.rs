@@ -20,15 +20,15 @@ impl Mmu {
         })
     }
 
-    /// Reads up to 15 instruction bytes at `gva`, as many as can be had before the end of the page; further pages
-    /// are up to the caller. The observer sees nothing from this; the CPU reports the fetch by
+    /// Reads instruction bytes at `gva`, as many as can be had before the end of the page; further pages are up to the
+    /// caller. The observer sees nothing from this; the CPU reports the fetch by
     /// [`Mmu::observe_fetch`] once it knows the length.
     ///
     /// # Errors
     /// The fault that the fetch raises.
     pub fn fetch_bytes(&mut self, origin: Origin, gva: Gva, bytes: &mut [u8]) -> Result<usize, MemoryFault> {
         let hit = self.lookup(origin, self.space, gva, Want::Execute)?;
-        let n = bytes.len().min(15).min((x86::PAGE_SIZE - gva.offset()) as usize);
+        let n = bytes.len().min((x86::PAGE_SIZE - gva.offset()) as usize);
         if let Some(bytes) = bytes.get_mut(..n) {
             self.read_piece(&hit, bytes);
         }

@@ -1,0 +1,107 @@
+//! Interrupts, halting and stopping, as the run loop sees them.
+
+use super::*;
+use crate::hooks::{LocalApic, PortIo};
+use crate::state::{RBX, RSP};
+use crate::testing::{Board, CODE0, board};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+
+const HANDLER: u64 = 0x9000;
+const STACK: u64 = 0x2_0000;
+
+/// Any port write stops the vCPU; interrupts with vector 40h, of which the first few have been withdrawn when they are
+/// to be acknowledged.
+#[derive(Debug)]
+struct Outside {
+    signals: Arc<Signals>,
+    withdrawn: AtomicU32,
+}
+
+impl PortIo for Outside {
+    fn read(&self, _: u16, _: usize) -> u32 {
+        0
+    }
+    fn write(&self, _: u16, _: usize, _: u32) {
+        self.signals.raise(Signals::STOP);
+    }
+}
+
+impl LocalApic for Outside {
+    fn acknowledge(&self) -> Option<u8> {
+        if self.withdrawn.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok() {
+            return None;
+        }
+        self.signals.lower(Signals::INTERRUPT);
+        Some(0x40)
+    }
+    fn task_priority(&self) -> u8 {
+        0
+    }
+    fn set_task_priority(&self, _: u8) {}
+    fn read_msr(&self, _: u32) -> Option<u64> {
+        None
+    }
+    fn write_msr(&self, _: u32, _: u64) -> Option<()> {
+        None
+    }
+    fn set_deadline(&self, _: Option<u64>) {}
+    fn deadline(&self) -> Option<u64> {
+        None
+    }
+    fn init(&self) {}
+}
+
+/// Runs `code` at 8000h with an interrupt pending until it writes to a port. All handlers do.
+fn run(code: &[u8], withdrawn: u32, signals: u32) -> Board {
+    let mut board = board("max");
+    board.long_mode(0);
+    board.system_tables();
+    for vector in [2, 0x40] {
+        board.gate(vector, CODE0, HANDLER, 0x8e, 0);
+    }
+    board.poke_bytes(HANDLER, &[0xe6, 0]);
+    board.poke_bytes(0x8000, code);
+    let cpu = &mut board.cpu;
+    let outside = Arc::new(Outside { signals: cpu.signals.clone(), withdrawn: withdrawn.into() });
+    cpu.ports = outside.clone();
+    cpu.apic = outside;
+    cpu.regs[RSP] = STACK;
+    cpu.regs[RBX] = 0;
+    cpu.signals.raise(signals);
+    let exit = cpu.run(&mut Interpreter::default());
+    assert!(matches!(exit, Exit::Stopped), "{exit:?}");
+    board
+}
+
+/// RIP that the handler would return to.
+fn interrupted(board: &Board) -> u64 {
+    assert_eq!(board.cpu.rip(), HANDLER + 2);
+    board.peek(board.cpu.regs[RSP])
+}
+
+#[test]
+fn a_withdrawn_interrupt_leaves_the_processor_halted() {
+    // sti; hlt; inc ebx; out 0, al
+    let board = run(&[0xfb, 0xf4, 0xff, 0xc3, 0xe6, 0], 3, Signals::INTERRUPT);
+    assert_eq!(interrupted(&board), 0x8002);
+    assert_eq!(board.cpu.regs[RBX], 0, "what follows HLT has not run");
+}
+
+#[test]
+fn interrupts_wait_for_the_flag_and_the_shadow_behind_it() {
+    // inc ebx; sti; inc ebx; inc ebx; out 0, al
+    let board = run(&[0xff, 0xc3, 0xfb, 0xff, 0xc3, 0xff, 0xc3, 0xe6, 0], 0, Signals::INTERRUPT);
+    assert_eq!((interrupted(&board), board.cpu.regs[RBX]), (0x8005, 2));
+    // inc ebx; mov ss, ecx; inc ebx; inc ebx: IF is set, so the interrupt comes first.
+    let board = run(&[0xfb, 0x8e, 0xd1, 0xff, 0xc3, 0xff, 0xc3, 0xe6, 0], 0, Signals::INTERRUPT);
+    assert_eq!((interrupted(&board), board.cpu.regs[RBX]), (0x8005, 1), "MOV SS in the shadow of STI casts its own");
+}
+
+#[test]
+fn nmis_need_no_flag_and_wake_a_halted_processor() {
+    let board = run(&[0xff, 0xc3, 0xe6, 0], 0, Signals::NMI);
+    assert_eq!((interrupted(&board), board.cpu.regs[RBX]), (0x8000, 0));
+    assert!(board.cpu.nmi_blocked);
+    assert_eq!(board.cpu.signals.raised() & Signals::NMI, 0);
+}
