@@ -52,7 +52,7 @@ pub fn run(flags: &Flags) -> Result<End> {
         session.attach(mode, console.input)?;
     }
     session.start()?;
-    Ok(session.to_the_end())
+    Ok(session.wait())
 }
 
 /// What the flags say of the machine apart from where its console and its observers are.

@@ -119,7 +119,7 @@ impl Session {
     }
 
     /// Waits for the end and says why, if there is more to it than a power off.
-    pub fn to_the_end(self) -> End {
+    pub fn wait(&self) -> End {
         loop {
             if let Some(event) = self.next(Instant::now() + Duration::from_secs(3600))
                 && let Some(end) = self.end_by(event)

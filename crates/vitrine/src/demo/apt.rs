@@ -111,7 +111,8 @@ impl Apt {
     }
 }
 
-/// Hooks for after an update belong to the system's lists, and many want root.
+/// Hooks for after an update belong to the system's lists, and many want root. Foreign architectures would only be more
+/// that can fail.
 fn last(folder: &str) -> String {
     let include = if Path::new("/etc/apt/apt.conf").exists() { "#include \"/etc/apt/apt.conf\";\n" } else { "" };
     format!(
@@ -123,6 +124,9 @@ fn last(folder: &str) -> String {
          #clear Acquire::IndexTargets::deb::CNF;\n\
          Acquire::Languages \"none\";\n\
          Acquire::Retries \"2\";\n\
+         APT::Update::Error-Mode \"any\";\n\
+         #clear APT::Architectures;\n\
+         APT::Architectures {{ \"amd64\"; }};\n\
          APT::Architecture \"amd64\";\n\
          APT::Sandbox::User \"root\";\n\
          Debug::NoLocking \"true\";\n\

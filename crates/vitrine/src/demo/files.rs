@@ -92,7 +92,8 @@ fn fetch(cache: &Path, folder: &Path, kernel: &mut Option<PathBuf>, busybox: &mu
     let Some(apt) = Apt::new(folder.join("apt"))? else { bail!("there is no apt-get") };
     let step = Step::begin("Fetching the lists of packages");
     let updated = apt.update();
-    step.end("lists of packages");
+    // Whether those that came will do, shows below.
+    step.end(if updated.is_ok() { "lists of packages" } else { "lists of packages, as far as they can be had" });
     let missing = |package: &str| match &updated {
         Ok(()) => anyhow::anyhow!("apt knows no package {package}"),
         Err(error) => anyhow::anyhow!("{error:#}"),

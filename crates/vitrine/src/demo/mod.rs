@@ -93,7 +93,7 @@ pub fn run(flags: &Flags) -> Result<End> {
         session.attach(Mode::Raw, 0)?;
         console.open(user);
     }
-    let end = session.to_the_end();
+    let end = session.wait();
     Ok(if report.agrees() || matches!(end, End::Signal(_)) { end } else { End::Status(1) })
 }
 

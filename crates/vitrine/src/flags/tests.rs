@@ -192,6 +192,16 @@ fn help_lists_every_flag() {
 }
 
 #[test]
+fn the_readme_knows_every_flag() {
+    let readme = include_str!("../../../../README.md");
+    for flag in Flags::command().get_arguments() {
+        let name = flag.get_long().unwrap();
+        let known = ["`", " "].iter().any(|end| readme.contains(&format!("`-{name}{end}")));
+        assert!(known, "-{name} is missing in README.md");
+    }
+}
+
+#[test]
 fn version_and_lists() {
     assert_eq!(printed(&["-version"]), printed(&["--version"]));
     assert!(printed(&["-version"]).starts_with("Vitrine 0."));

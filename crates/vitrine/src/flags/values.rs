@@ -89,9 +89,10 @@ pub fn help(id: &str, value: &str) -> Option<String> {
     }
     let (head, rows): (_, &[(&str, &str)]) = match id {
         "log" => ("Log items (comma separated):", &LOG_ITEMS),
-        "machine" => {
-            ("Supported machines are:", &[("pc", "the usual PC (default)"), ("q35", "the same board for now")])
-        }
+        "machine" => (
+            "Supported machines are:",
+            &[("pc", "the usual PC (default)"), ("q35", "the same with the Q35 host bridge")],
+        ),
         "accel" => ("Accelerators supported:", &[("interp", "the interpreter")]),
         "device" => (
             "Devices:",
