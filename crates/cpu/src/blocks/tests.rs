@@ -131,6 +131,57 @@ fn a_string_instruction_may_overwrite_itself_and_what_follows() {
 }
 
 #[test]
+fn every_kind_of_store_is_seen_by_what_follows() {
+    // Each writes the immediate of MOV EAX, which comes right after it, through RDI or RSP.
+    let stores: [(&str, &[u8]); 22] = [
+        ("mov [rdi], cl", &[0x88, 0x0f]),
+        ("mov [rdi], ecx", &[0x89, 0x0f]),
+        ("add [rdi], cl", &[0x00, 0x0f]),
+        ("lock add [rdi], cl", &[0xf0, 0x00, 0x0f]),
+        ("inc byte [rdi]", &[0xfe, 0x07]),
+        ("not byte [rdi]", &[0xf6, 0x17]),
+        ("shl byte [rdi], 1", &[0xd0, 0x27]),
+        ("xchg [rdi], cl", &[0x86, 0x0f]),
+        ("xadd [rdi], cl", &[0x0f, 0xc0, 0x0f]),
+        ("bts dword [rdi], 5", &[0x0f, 0xba, 0x2f, 5]),
+        ("sete [rdi]", &[0x0f, 0x94, 0x07]),
+        ("shld [rdi], ecx, 3", &[0x0f, 0xa4, 0x0f, 3]),
+        ("movbe [rdi], cx", &[0x66, 0x0f, 0x38, 0xf1, 0x0f]),
+        ("movnti [rdi], ecx", &[0x0f, 0xc3, 0x0f]),
+        ("cmpxchg [rdi], cl", &[0x0f, 0xb0, 0x0f]),
+        ("movd [rdi], xmm0", &[0x66, 0x0f, 0x7e, 0x07]),
+        ("fstp dword [rdi]", &[0xd9, 0x1f]),
+        ("stosb", &[0xaa]),
+        ("movsb", &[0xa4]),
+        ("push cx", &[0x66, 0x51]),
+        ("pop word [rdi]", &[0x66, 0x8f, 0x07]),
+        ("str [rdi]", &[0x0f, 0x00, 0x0f]),
+    ];
+    for (what, store) in stores {
+        let mut machine = Machine::new();
+        let at = CODE + store.len() as u64 + 1;
+        machine.board.cpu.set_cr4(0x620).unwrap();
+        machine.code(CODE, &[store, &[0xb8, 0x11, 0x11, 0x11, 0x11], &END]);
+        // The same block again, so that it comes from the cache.
+        for _ in 0..2 {
+            machine.board.poke_bytes(at, &[0x11; 4]);
+            let cpu = &mut machine.board.cpu;
+            cpu.regs[RAX] = if what == "stosb" { 0x55 } else { 0x11 };
+            cpu.regs[RCX] = 0x2b2b;
+            cpu.regs[RDI] = at;
+            cpu.regs[crate::state::RSI] = 0x2_0000;
+            cpu.regs[crate::state::RSP] = if what.starts_with("push") { at + 2 } else { 0x2_0000 };
+            cpu.set_rflags(2, u64::MAX);
+            cpu.tr.selector = x86::Selector::from_bits(0x50);
+            let seen = machine.run(CODE);
+            let written = machine.board.peek(at) & 0xffff_ffff;
+            assert_eq!(seen, written, "{what}");
+            assert_ne!(seen, 0x1111_1111, "{what}");
+        }
+    }
+}
+
+#[test]
 fn writes_by_devices_are_seen() {
     let mut machine = Machine::new();
     machine.code(CODE, &[&[0xb8, 1, 0, 0, 0], &END]);
