@@ -4,7 +4,7 @@
 //! whatever its virtual address. Stores to a page with decoded code drop that page's blocks ([`memory::code`]).
 
 use crate::Cpu;
-use crate::decode::{self, MAX_INSTRUCTION};
+use crate::decode::{self, Decoded, MAX_INSTRUCTION};
 use crate::op::Op;
 use crate::state::CodeSize;
 use memory::mmu::FetchPage;
@@ -30,21 +30,60 @@ impl Key {
         Self(start.0 | (size as u64) << 56)
     }
 
+    /// The key of the code `offset` bytes into a page of which this is the first byte's.
+    #[inline(always)]
+    fn at(self, offset: u64) -> Self {
+        Self(self.0 | offset)
+    }
+
     fn start(self) -> Hva {
         Hva(self.0 & (u64::MAX >> 8))
     }
 }
 
 /// A sequence of operations without a branch but at its end.
+///
+/// Aligned so that the loop touches one cache line of it.
 #[derive(Debug, Default)]
+#[repr(align(32))]
 pub struct Block {
     key: Key,
-    /// Host page of the next virtual page, if the block's one instruction crosses into it.
-    second: Option<Hva>,
-    /// Bytes.
-    pub len: u64,
     /// The operations.
     pub ops: Box<[Op]>,
+    /// Bytes.
+    len: u16,
+    /// The block's one instruction goes on in the next virtual page, whose host page is in `BlockCache::seconds`.
+    crosses: bool,
+}
+
+impl Block {
+    /// Its length in bytes.
+    #[inline(always)]
+    #[must_use]
+    pub fn len(&self) -> u64 {
+        self.len.into()
+    }
+
+    /// The first operation alone.
+    #[must_use]
+    pub fn first(&self) -> &[Op] {
+        self.ops.get(..1).unwrap_or_default()
+    }
+}
+
+/// The page that code was last found in: valid as long as nothing changes how code is translated.
+#[derive(Debug)]
+pub struct Window {
+    page: Gva,
+    /// Of the page's first byte.
+    key: Key,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        // No page has this address.
+        Self { page: Gva(1), key: Key::default() }
+    }
 }
 
 /// Where the code at RIP was found.
@@ -63,6 +102,8 @@ pub struct BlockCache {
     free: Vec<usize>,
     map: HashMap<Key, usize>,
     pages: HashMap<Hva, Vec<usize>>,
+    /// The second host page of blocks that cross pages.
+    seconds: HashMap<usize, Hva>,
     /// By *virtual* address, so that the look-up need not wait for the translation; block numbers, which are right if
     /// the block's key is. Never blocks that cross pages.
     front: Box<[u32; FRONT]>,
@@ -79,6 +120,7 @@ impl Default for BlockCache {
             free: Vec::new(),
             map: HashMap::new(),
             pages: HashMap::new(),
+            seconds: HashMap::new(),
             front: Box::new([0; FRONT]),
             ops: 0,
             decoded: 0,
@@ -94,24 +136,24 @@ impl BlockCache {
         &self.blocks[number]
     }
 
+    /// The block at `gva`, if it can be had at once.
+    #[inline(always)]
+    #[must_use]
+    pub fn lookup(&self, cpu: &Cpu, window: &mut Window, gva: Gva) -> Option<usize> {
+        if window.page != gva.page() {
+            *window = Window { page: gva.page(), key: Key::new(cpu.mmu.fetch_fast(gva)?, cpu.code_size) };
+        }
+        let number = self.front[slot(gva)] as usize;
+        (self.blocks[number].key == window.key.at(gva.offset())).then_some(number)
+    }
+
     /// Finds or decodes the code at the vCPU's RIP.
     ///
     /// Errors: the exception that fetching raises.
-    #[inline(always)]
-    pub fn find(&mut self, cpu: &mut Cpu) -> Result<Found, Exception> {
-        let gva = cpu.code_address()?;
-        if let Some(page) = cpu.mmu.fetch_fast(gva) {
-            let number = self.front[slot(gva)] as usize;
-            if self.blocks[number].key == Key::new(Hva(page.0 | gva.offset()), cpu.code_size) {
-                return Ok(Found::Cached(number));
-            }
-        }
-        self.find_slow(cpu, gva)
-    }
-
     #[cold]
     #[inline(never)]
-    fn find_slow(&mut self, cpu: &mut Cpu, gva: Gva) -> Result<Found, Exception> {
+    pub fn find(&mut self, cpu: &mut Cpu) -> Result<Found, Exception> {
+        let gva = cpu.code_address()?;
         let origin = cpu.origin();
         let FetchPage::Memory(page) =
             cpu.mmu.fetch_page(origin, gva).map_err(|fault| cpu.memory_fault(fault, false))?
@@ -120,15 +162,14 @@ impl BlockCache {
         };
         let key = Key::new(Hva(page.0 | gva.offset()), cpu.code_size);
         if let Some(&number) = self.map.get(&key) {
-            let second = self.blocks[number].second;
-            if second.is_none() {
+            if !self.blocks[number].crosses {
                 self.front[slot(gva)] = u32::try_from(number).unwrap_or(0);
                 return Ok(Found::Cached(number));
             }
             // An instruction that crosses pages: the second page must still be the one it was decoded from.
             let next = Gva(gva.page().0.wrapping_add(PAGE_SIZE));
             let now = cpu.mmu.fetch_page(origin, next).map_err(|fault| cpu.memory_fault(fault, false))?;
-            if Some(now) == second.map(FetchPage::Memory) {
+            if Some(now) == self.seconds.get(&number).copied().map(FetchPage::Memory) {
                 return Ok(Found::Cached(number));
             }
             self.remove(number);
@@ -149,8 +190,7 @@ impl BlockCache {
         if tracing::enabled!(target: "in_asm", tracing::Level::DEBUG) {
             decode::log(&bytes[..decoded.len], size, cpu.rip());
         }
-        let block = Block { key, second: None, len: decoded.len as u64, ops: decoded.ops.into_boxed_slice() };
-        let number = self.insert(block);
+        let number = self.insert(key, None, decoded);
         self.front[slot(gva)] = u32::try_from(number).unwrap_or(0);
         Ok(Found::Cached(number))
     }
@@ -169,8 +209,7 @@ impl BlockCache {
         let len = decoded.len as u64;
         cpu.mmu.protect_code(key.start(), first as u64);
         cpu.mmu.protect_code(second, len.saturating_sub(first as u64).max(1));
-        let block = Block { key, second: Some(second), len, ops: decoded.ops.into_boxed_slice() };
-        Ok(Found::Cached(self.insert(block)))
+        Ok(Found::Cached(self.insert(key, Some(second), decoded)))
     }
 
     /// One instruction from memory that is not plain, or that somebody watches.
@@ -179,16 +218,17 @@ impl BlockCache {
         let decoded = decode::block(&bytes[..n], cpu.code_size, &cpu.model, 1);
         let origin = cpu.origin();
         cpu.mmu.observe_fetch(origin, gva, bytes.get(..decoded.len).unwrap_or_default());
-        Ok(Found::Once(Block { len: decoded.len as u64, ops: decoded.ops.into_boxed_slice(), ..Block::default() }))
+        Ok(Found::Once(Block { ops: decoded.ops.into_boxed_slice(), ..Block::default() }))
     }
 
-    fn insert(&mut self, block: Block) -> usize {
+    fn insert(&mut self, key: Key, second: Option<Hva>, decoded: Decoded) -> usize {
+        let len = u16::try_from(decoded.len).unwrap_or(u16::MAX);
+        let block = Block { key, ops: decoded.ops.into_boxed_slice(), len, crosses: second.is_some() };
         if self.ops + block.ops.len() > MAX_CACHED_OPS {
             self.clear();
         }
         self.decoded += 1;
         self.ops += block.ops.len();
-        let (key, second) = (block.key, block.second);
         let number = match self.free.pop() {
             Some(number) => {
                 self.blocks[number] = block;
@@ -201,6 +241,9 @@ impl BlockCache {
         };
         if let Some(old) = self.map.insert(key, number) {
             self.release(old);
+        }
+        if let Some(second) = second {
+            self.seconds.insert(number, second);
         }
         for page in [Some(key.start().page()), second].into_iter().flatten() {
             self.pages.entry(page).or_default().push(number);
@@ -235,7 +278,7 @@ impl BlockCache {
     fn release(&mut self, number: usize) {
         let block = std::mem::take(&mut self.blocks[number]);
         self.ops -= block.ops.len();
-        for page in [Some(block.key.start().page()), block.second].into_iter().flatten() {
+        for page in [Some(block.key.start().page()), self.seconds.remove(&number)].into_iter().flatten() {
             if let Some(list) = self.pages.get_mut(&page) {
                 list.retain(|&n| n != number);
             }
@@ -267,13 +310,11 @@ fn fetch_across(cpu: &mut Cpu, gva: Gva) -> Result<([u8; MAX_INSTRUCTION], usize
 
 impl Cpu {
     /// The linear address of the instruction at RIP. Errors: #GP(0) beyond the code segment's limit.
-    #[inline(always)]
     pub fn code_address(&self) -> Result<Gva, Exception> {
-        let rip = self.rip();
+        let (rip, cs) = (self.rip(), &self.seg[crate::state::CS]);
         if self.code_size == CodeSize::Bits64 {
             return Ok(Gva(rip));
         }
-        let cs = &self.seg[crate::state::CS];
         if rip > u64::from(cs.limit) {
             return Err(Exception::GP0);
         }

@@ -29,10 +29,10 @@ pub struct Rare {
 pub struct Op {
     /// What to do.
     pub exec: Exec,
-    /// Immediate operand, sign-extended; for near branches the target relative to the instruction's own address.
-    pub imm: u64,
     /// Displacement of the memory operand; relative to the instruction's own address if the base is [`RIP`].
     pub disp: u64,
+    /// See [`Op::imm`].
+    imm: i32,
     /// First register operand: an index into [`Cpu::regs`], or for byte registers a byte offset (see [`Width`]).
     pub dst: u8,
     /// Second register operand, likewise.
@@ -76,8 +76,8 @@ impl Op {
         let index = instruction.memory_index();
         Self {
             exec,
-            imm: 0,
             disp: instruction.memory_displacement64(),
+            imm: 0,
             dst: 0,
             src: 0,
             seg: crate::operand::segment(match instruction.memory_segment() {
@@ -94,6 +94,19 @@ impl Op {
             stores: true,
             slow: None,
         }
+    }
+
+    /// Immediate operand, sign-extended; for near branches the target relative to the next instruction.
+    #[inline(always)]
+    #[must_use]
+    pub fn imm(&self) -> u64 {
+        i64::from(self.imm).cast_unsigned()
+    }
+
+    /// Sets the immediate operand from its low 32 bits. (The one instruction with a longer one keeps it in
+    /// [`Op::disp`].)
+    pub fn set_imm(&mut self, value: u64) {
+        self.imm = (value as u32).cast_signed();
     }
 
     /// An operation that hands the instruction itself to `slow`.

@@ -1,11 +1,13 @@
 //! The interpreter's loop: find a block, run its operations, look at events between blocks.
 
 use crate::Cpu;
-use crate::blocks::{Block, BlockCache, Found};
+use crate::blocks::{BlockCache, Found, Window};
 use crate::exec::Flow;
 use crate::exec::interrupt::TripleFault;
 use crate::hooks::Signals;
+use crate::op::Op;
 use crate::state::{CS, CodeSize, RIP, Shadow};
+use memory::Gva;
 use x86::Exception;
 
 /// Why [`Cpu::run`] returned.
@@ -64,8 +66,10 @@ impl Cpu {
             }
             let result = if self.careful || self.shadow != Shadow::None {
                 self.step(interpreter)
+            } else if self.code_size == CodeSize::Bits64 {
+                self.run_blocks::<true>(interpreter)
             } else {
-                self.run_blocks(interpreter)
+                self.run_blocks::<false>(interpreter)
             };
             if let Err(fault) = result {
                 return Exit::TripleFault(fault);
@@ -74,10 +78,12 @@ impl Cpu {
     }
 
     /// Runs blocks until a request is to be acted on, or something other than a near branch ended one: nothing else
-    /// changes what the loop around this looks at.
-    fn run_blocks(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+    /// changes what the loop around this looks at, nor how code is translated. `LONG`: in 64-bit mode.
+    fn run_blocks<const LONG: bool>(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
         let mask = self.poll_mask();
+        let mut window = Window::default();
         let end = loop {
+<<<<<<< HEAD
             let end = match interpreter.cache.find(self) {
                 Ok(Found::Cached(number)) => {
                     let block = interpreter.cache.get(number);
@@ -85,6 +91,25 @@ impl Cpu {
                 }
                 Ok(Found::Once(block)) => self.execute_one(&block),
                 Err(exception) => End::Fault(exception),
+=======
+            let rip = self.rip();
+            let gva = if LONG { Gva(rip) } else { Gva(self.seg[CS].base.wrapping_add(rip) & 0xffff_ffff) };
+            let within = LONG || rip <= u64::from(self.seg[CS].limit);
+            let number = match interpreter.cache.lookup(self, &mut window, gva) {
+                Some(number) if within => number,
+                _ => match interpreter.cache.find(self) {
+                    Ok(Found::Cached(number)) => number,
+                    Ok(Found::Once(block)) => break self.execute(&block.ops),
+                    Err(exception) => break End::Fault(exception),
+                },
+            };
+            let block = interpreter.cache.get(number);
+            // A block whose last byte lies beyond the code segment's limit must go one by one.
+            let end = if !LONG && rip + block.len() - 1 > u64::from(self.seg[CS].limit) {
+                self.execute(block.first())
+            } else {
+                self.execute(&block.ops)
+>>>>>>> w-perf
             };
             if !matches!(end, End::Near) || self.signals.raised() & mask != 0 || self.mmu.code_modified() {
                 break end;
@@ -124,8 +149,13 @@ impl Cpu {
         }
         let end = match self.before_instruction() {
             Ok(()) => match interpreter.cache.find(self) {
+<<<<<<< HEAD
                 Ok(Found::Cached(number)) => self.execute_one(interpreter.cache.get(number)),
                 Ok(Found::Once(block)) => self.execute_one(&block),
+=======
+                Ok(Found::Cached(number)) => self.execute(interpreter.cache.get(number).first()),
+                Ok(Found::Once(block)) => self.execute(&block.ops),
+>>>>>>> w-perf
                 Err(exception) => End::Fault(exception),
             },
             Err(exception) => End::Fault(exception),
@@ -143,8 +173,9 @@ impl Cpu {
         self.after_instruction()
     }
 
-    /// Whether the block's last byte lies beyond the code segment's limit, so that it must go one by one.
+    /// Executes operations until one does not simply go on to the next.
     #[inline(always)]
+<<<<<<< HEAD
     fn beyond_limit(&self, block: &Block) -> bool {
         self.code_size != CodeSize::Bits64 && self.rip() + block.len - 1 > u64::from(self.seg[CS].limit)
     }
@@ -162,42 +193,49 @@ impl Cpu {
     #[inline(always)]
     fn execute(&mut self, block: &Block, limit: usize) -> End {
         let ops = block.ops.get(..limit).unwrap_or(&block.ops);
+=======
+    fn execute(&mut self, ops: &[Op]) -> End {
+>>>>>>> w-perf
         let mut left = ops.iter();
         let mut rip = self.rip();
-        let (end, completed) = loop {
-            let Some(op) = left.next() else { break (End::Near, true) };
+        let result = loop {
+            let Some(op) = left.next() else { break Ok(Flow::Next) };
             self.regs[RIP] = rip;
-            let after = rip.wrapping_add(u64::from(op.len));
-            match (op.exec)(self, op) {
-                Ok(Flow::Next) => {
-                    rip = after;
-                    if op.stores && self.mmu.code_modified() {
-                        break (End::Continue, true);
-                    }
-                }
-                Ok(Flow::Near) => {
-                    rip = self.regs[RIP];
-                    break (End::Near, true);
-                }
-                Ok(Flow::Jump) => {
-                    rip = self.regs[RIP];
-                    break (End::Continue, true);
-                }
-                Ok(Flow::Break) => {
-                    rip = after;
-                    break (End::Continue, true);
-                }
-                Ok(Flow::Halt) => {
-                    rip = after;
-                    break (End::Halt, true);
-                }
-                Ok(Flow::Repeat) => break (End::Continue, false),
-                Err(exception) => break (End::Fault(exception), false),
+            let result = (op.exec)(self, op);
+            if !matches!(result, Ok(Flow::Next)) {
+                break result;
+            }
+            rip = rip.wrapping_add(u64::from(op.len));
+            if op.stores && self.mmu.code_modified() {
+                break result;
             }
         };
-        self.regs[RIP] = rip;
-        self.instructions += (ops.len() - left.len()) as u64 - u64::from(!completed);
-        end
+        let done = ops.len() - left.len();
+        self.instructions += done as u64;
+        match result {
+            Ok(Flow::Near) => End::Near,
+            Ok(Flow::Next) => {
+                self.regs[RIP] = rip;
+                End::Near
+            }
+            _ => self.leave(result, rip, ops.get(done.wrapping_sub(1)).map_or(0, |op| op.len)),
+        }
+    }
+
+    /// What becomes of RIP and the count of instructions when the operation at `rip`, `len` bytes long, ends a block
+    /// with anything but a near branch.
+    fn leave(&mut self, result: Result<Flow, Exception>, rip: u64, len: u8) -> End {
+        if matches!(result, Err(_) | Ok(Flow::Repeat)) {
+            self.instructions -= 1;
+            self.regs[RIP] = rip;
+        } else if result != Ok(Flow::Jump) {
+            self.regs[RIP] = rip.wrapping_add(u64::from(len));
+        }
+        match result {
+            Ok(Flow::Halt) => End::Halt,
+            Ok(_) => End::Continue,
+            Err(exception) => End::Fault(exception),
+        }
     }
 
     /// Forgets code that was overwritten, delivers the fault that ended a block.

@@ -106,7 +106,7 @@ impl Source for Mem {
 impl Source for Imm {
     #[inline(always)]
     fn get<W: Width>(_: &mut Cpu, op: &Op) -> Result<W, Exception> {
-        Ok(W::low(op.imm))
+        Ok(W::low(op.imm()))
     }
 }
 
@@ -199,7 +199,7 @@ impl DoubleCount for Reg {
 }
 impl DoubleCount for Imm {
     fn count(_: &Cpu, op: &Op) -> u8 {
-        op.imm as u8
+        op.imm() as u8
     }
 }
 
@@ -283,7 +283,7 @@ fn select_double<const LEFT: bool>(i: &Instruction) -> Option<Op> {
     };
     let mut op = super::operands(exec, i);
     if !by_register {
-        op.imm = i.immediate(2);
+        op.set_imm(i.immediate(2));
     }
     Some(op)
 }

@@ -29,7 +29,7 @@ fn set_carry(cpu: &mut Cpu, carry: bool) {
 }
 
 fn bit_reg<const WHAT: u8, const BY_REGISTER: bool, W: Width>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
-    let number = if BY_REGISTER { W::get(cpu, op.src).into() } else { op.imm };
+    let number = if BY_REGISTER { W::get(cpu, op.src).into() } else { op.imm() };
     let mask = 1u64 << (number & u64::from(W::BITS - 1));
     let value: u64 = W::get(cpu, op.dst).into();
     set_carry(cpu, value & mask != 0);
@@ -41,7 +41,7 @@ fn bit_reg<const WHAT: u8, const BY_REGISTER: bool, W: Width>(cpu: &mut Cpu, op:
 
 /// With the bit number in a register, the operand is a bit string: the number is signed and reaches beyond the operand.
 fn bit_mem<const WHAT: u8, const BY_REGISTER: bool, W: Width>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
-    let (number, mut ea) = (if BY_REGISTER { W::get(cpu, op.src).sign_extend() } else { op.imm }, cpu.ea(op));
+    let (number, mut ea) = (if BY_REGISTER { W::get(cpu, op.src).sign_extend() } else { op.imm() }, cpu.ea(op));
     if BY_REGISTER {
         let element = number.cast_signed() >> W::BITS.trailing_zeros();
         ea = ea.wrapping_add((element * W::SIZE as i64).cast_unsigned()) & (u64::MAX >> op.narrow);

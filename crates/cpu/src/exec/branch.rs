@@ -53,7 +53,7 @@ impl Cpu {
     /// The target of a relative branch, truncated to operand width `W`.
     #[inline(always)]
     fn relative<W: Width>(&self, op: &Op) -> u64 {
-        W::low(self.regs[RIP].wrapping_add(op.imm)).into()
+        W::low(self.regs[RIP].wrapping_add(u64::from(op.len)).wrapping_add(op.imm())).into()
     }
 
     /// The return address, in operand width `W`.
@@ -102,8 +102,13 @@ fn call_to<W: Width>(cpu: &mut Cpu, op: &Op, target: u64) -> Result<Flow, Except
 fn ret<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
     let sp = cpu.stack_pointer();
     let target: u64 = cpu.load::<W>(crate::state::SS, sp)?.into();
+<<<<<<< HEAD
     let flow = cpu.jump_to(target)?;
     cpu.set_stack_pointer(sp.wrapping_add(W::SIZE).wrapping_add(op.imm));
+=======
+    let flow = cpu.jump_near(target)?;
+    cpu.set_stack_pointer(sp.wrapping_add(W::SIZE).wrapping_add(op.imm()));
+>>>>>>> w-perf
     Ok(flow)
 }
 
@@ -193,15 +198,16 @@ pub fn select(i: &Instruction) -> Option<Op> {
                 _ => return None,
             };
             let mut op = Op::new(exec, i);
-            op.imm = if i.op_count() != 0 { u64::from(i.immediate16()) } else { 0 };
+            op.set_imm(if i.op_count() != 0 { u64::from(i.immediate16()) } else { 0 });
             return Some(op);
         }
         _ => return None,
     };
     let mut op = Op::new(exec, i);
-    // Blocks are decoded as if the instruction were at address 0, so the target is relative to the instruction.
-    // A 16- or 32-bit target has wrapped; widening it again is harmless since the sum is truncated alike.
-    op.imm = i.near_branch_target();
+    // Blocks are decoded as if the instruction were at address 0, so the target is relative to the instruction; from
+    // its end it fits 32 bits. A 16- or 32-bit target has wrapped; widening it again is harmless since the sum is
+    // truncated alike.
+    op.set_imm(i.near_branch_target().wrapping_sub(u64::from(op.len)));
     if matches!(i.mnemonic(), Mnemonic::Loop | Mnemonic::Loope | Mnemonic::Loopne)
         || matches!(i.mnemonic(), Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz)
     {

@@ -49,7 +49,7 @@ fn adjust_unpacked<const SUBTRACT: bool>(cpu: &mut Cpu, _: &Op) -> Result<Flow, 
 }
 
 fn aam(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
-    let (al, base) = (u8::get(cpu, 0), op.imm as u8);
+    let (al, base) = (u8::get(cpu, 0), op.imm() as u8);
     let (quotient, remainder) = al.checked_div(base).zip(al.checked_rem(base)).ok_or(Exception::DIVIDE)?;
     u16::set(cpu, 0, u16::from_be_bytes([quotient, remainder]));
     set_flags(cpu, remainder, false, false);
@@ -58,7 +58,7 @@ fn aam(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
 
 fn aad(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
     let [ah, al] = u16::get(cpu, 0).to_be_bytes();
-    let al = al.wrapping_add(ah.wrapping_mul(op.imm as u8));
+    let al = al.wrapping_add(ah.wrapping_mul(op.imm() as u8));
     u16::set(cpu, 0, u16::from(al));
     set_flags(cpu, al, false, false);
     Ok(Flow::Next)
@@ -97,7 +97,7 @@ pub fn select(i: &Instruction) -> Option<Op> {
     };
     let mut op = operands(exec, i);
     if matches!(i.mnemonic(), Mnemonic::Aam | Mnemonic::Aad) {
-        op.imm = u64::from(i.immediate8());
+        op.set_imm(u64::from(i.immediate8()));
     }
     Some(op)
 }

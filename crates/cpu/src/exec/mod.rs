@@ -143,7 +143,7 @@ pub fn operands(exec: Exec, i: &Instruction) -> Op {
     match (i.op_count() > 1).then(|| i.op1_kind()) {
         Some(OpKind::Register) => op.src = register_name(i, 1),
         Some(OpKind::Memory) | None => {}
-        Some(_) => op.imm = i.immediate(1),
+        Some(_) => op.set_imm(i.immediate(1)),
     }
     op
 }

@@ -17,6 +17,12 @@ fn mov_reg<W: Width, S: Source>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exceptio
     Ok(Flow::Next)
 }
 
+/// MOV with an immediate that only its 64-bit form can have.
+fn mov_wide(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
+    u64::set(cpu, op.dst, op.disp);
+    Ok(Flow::Next)
+}
+
 fn mov_mem<W: Width, S: Source>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
     let value = S::get::<W>(cpu, op)?;
     cpu.store(usize::from(op.seg), cpu.ea(op), value)?;
@@ -263,6 +269,11 @@ fn select_mov(i: &Instruction) -> Option<Op> {
     let general = |n| i.op_kind(n) != OpKind::Register || i.op_register(n).is_gpr();
     if !general(0) || !general(1) {
         return None; // segment, control and debug registers
+    }
+    if i.op1_kind() == OpKind::Immediate64 {
+        let mut op = operands(mov_wide, i);
+        op.disp = i.immediate64();
+        return Some(op);
     }
     let size = operand_size(i, 0);
     let exec: Exec = match (i.op0_kind(), i.op1_kind()) {

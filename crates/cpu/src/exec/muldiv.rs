@@ -93,7 +93,7 @@ pub fn select(i: &Instruction) -> Option<Op> {
             };
             let mut op = operands(exec?, i);
             if i.op_count() == 3 {
-                op.imm = i.immediate(2);
+                op.set_imm(i.immediate(2));
             }
             Some(op)
         }

@@ -74,7 +74,7 @@ fn leave<W: Width>(cpu: &mut Cpu, _: &Op) -> Result<Flow, Exception> {
 
 /// ENTER: nothing is committed before the last access has succeeded.
 fn enter<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
-    let (allocate, level, mask) = (op.imm & 0xffff, op.imm >> 16 & 31, cpu.stack_mask());
+    let (allocate, level, mask) = (op.imm() & 0xffff, op.imm() >> 16 & 31, cpu.stack_mask());
     let mut sp = cpu.stack_pointer().wrapping_sub(W::SIZE) & mask;
     let mut frame = cpu.regs[RBP] & mask;
     cpu.store(SS, sp, W::get(cpu, RBP as u8))?;
@@ -131,7 +131,7 @@ pub fn select(i: &Instruction) -> Option<Op> {
             match i.op0_kind() {
                 OpKind::Register => op.src = super::register_name(i, 0),
                 OpKind::Memory => {}
-                _ => op.imm = i.immediate(0),
+                _ => op.set_imm(i.immediate(0)),
             }
             return Some(op);
         }
@@ -145,7 +145,7 @@ pub fn select(i: &Instruction) -> Option<Op> {
         Mnemonic::Leave => by_size!(leave_size(i), W => leave::<W>),
         Mnemonic::Enter => {
             let mut op = Op::new(by_size!(enter_size(i), W => enter::<W>), i);
-            op.imm = u64::from(i.immediate16()) | u64::from(i.immediate8_2nd()) << 16;
+            op.set_imm(u64::from(i.immediate16()) | u64::from(i.immediate8_2nd()) << 16);
             return Some(op);
         }
         _ => return None,
