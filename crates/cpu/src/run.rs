@@ -1,7 +1,7 @@
 //! The interpreter's loop: find a block, run its operations, look at events between blocks.
 
 use crate::Cpu;
-use crate::blocks::{BlockCache, Found, Window};
+use crate::blocks::{Block, BlockCache, Found, Window};
 use crate::exec::Flow;
 use crate::exec::interrupt::TripleFault;
 use crate::hooks::Signals;
@@ -83,15 +83,6 @@ impl Cpu {
         let mask = self.poll_mask();
         let mut window = Window::default();
         let end = loop {
-<<<<<<< HEAD
-            let end = match interpreter.cache.find(self) {
-                Ok(Found::Cached(number)) => {
-                    let block = interpreter.cache.get(number);
-                    if self.beyond_limit(block) { self.execute_one(block) } else { self.execute(block, usize::MAX) }
-                }
-                Ok(Found::Once(block)) => self.execute_one(&block),
-                Err(exception) => End::Fault(exception),
-=======
             let rip = self.rip();
             let gva = if LONG { Gva(rip) } else { Gva(self.seg[CS].base.wrapping_add(rip) & 0xffff_ffff) };
             let within = LONG || rip <= u64::from(self.seg[CS].limit);
@@ -99,17 +90,16 @@ impl Cpu {
                 Some(number) if within => number,
                 _ => match interpreter.cache.find(self) {
                     Ok(Found::Cached(number)) => number,
-                    Ok(Found::Once(block)) => break self.execute(&block.ops),
+                    Ok(Found::Once(block)) => break self.execute_one(&block),
                     Err(exception) => break End::Fault(exception),
                 },
             };
             let block = interpreter.cache.get(number);
             // A block whose last byte lies beyond the code segment's limit must go one by one.
             let end = if !LONG && rip + block.len() - 1 > u64::from(self.seg[CS].limit) {
-                self.execute(block.first())
+                self.execute_one(block)
             } else {
                 self.execute(&block.ops)
->>>>>>> w-perf
             };
             if !matches!(end, End::Near) || self.signals.raised() & mask != 0 || self.mmu.code_modified() {
                 break end;
@@ -149,13 +139,8 @@ impl Cpu {
         }
         let end = match self.before_instruction() {
             Ok(()) => match interpreter.cache.find(self) {
-<<<<<<< HEAD
                 Ok(Found::Cached(number)) => self.execute_one(interpreter.cache.get(number)),
                 Ok(Found::Once(block)) => self.execute_one(&block),
-=======
-                Ok(Found::Cached(number)) => self.execute(interpreter.cache.get(number).first()),
-                Ok(Found::Once(block)) => self.execute(&block.ops),
->>>>>>> w-perf
                 Err(exception) => End::Fault(exception),
             },
             Err(exception) => End::Fault(exception),
@@ -173,29 +158,19 @@ impl Cpu {
         self.after_instruction()
     }
 
-    /// Executes operations until one does not simply go on to the next.
-    #[inline(always)]
-<<<<<<< HEAD
-    fn beyond_limit(&self, block: &Block) -> bool {
-        self.code_size != CodeSize::Bits64 && self.rip() + block.len - 1 > u64::from(self.seg[CS].limit)
-    }
-
     /// Executes the first operation of a block: #GP(0) if it goes on beyond the code segment's limit.
     fn execute_one(&mut self, block: &Block) -> End {
-        let len = block.ops.first().map_or(0, |op| u64::from(op.len));
+        let ops = block.first();
+        let len = ops.first().map_or(0, |op| u64::from(op.len));
         if self.code_size != CodeSize::Bits64 && self.rip() + len > u64::from(self.seg[CS].limit) + 1 {
             return End::Fault(Exception::GP0);
         }
-        self.execute(block, 1)
+        self.execute(ops)
     }
 
-    /// Executes up to `limit` operations of a block.
+    /// Executes operations until one does not simply go on to the next.
     #[inline(always)]
-    fn execute(&mut self, block: &Block, limit: usize) -> End {
-        let ops = block.ops.get(..limit).unwrap_or(&block.ops);
-=======
     fn execute(&mut self, ops: &[Op]) -> End {
->>>>>>> w-perf
         let mut left = ops.iter();
         let mut rip = self.rip();
         let result = loop {

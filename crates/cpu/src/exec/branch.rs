@@ -102,13 +102,8 @@ fn call_to<W: Width>(cpu: &mut Cpu, op: &Op, target: u64) -> Result<Flow, Except
 fn ret<W: Width>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
     let sp = cpu.stack_pointer();
     let target: u64 = cpu.load::<W>(crate::state::SS, sp)?.into();
-<<<<<<< HEAD
     let flow = cpu.jump_to(target)?;
-    cpu.set_stack_pointer(sp.wrapping_add(W::SIZE).wrapping_add(op.imm));
-=======
-    let flow = cpu.jump_near(target)?;
     cpu.set_stack_pointer(sp.wrapping_add(W::SIZE).wrapping_add(op.imm()));
->>>>>>> w-perf
     Ok(flow)
 }
 
