@@ -234,17 +234,20 @@ impl Cpu {
         let mut frame = Frame::new(self, stack, rsp & !15, cpl, 8, true, event.ext());
         frame.push(self, u64::from(self.seg[SS].selector.into_bits()))?;
         frame.push(self, self.regs[RSP])?;
-        frame.push(self, event.flags)?;
-        frame.push(self, u64::from(self.seg[CS].selector.into_bits()))?;
-        frame.push(self, event.rip)?;
-        if let Some(code) = event.code {
-            frame.push(self, u64::from(code))?;
-        }
+        self.push_event(&mut frame, event)?;
         frame.commit(self);
         self.seg[CS] = cs;
         self.regs[RIP] = target;
         self.enter_handler(low.clears());
         Ok(())
+    }
+
+    /// Pushes what every handler finds on its stack: flags, CS and rIP, and the error code if there is one.
+    fn push_event(&mut self, frame: &mut Frame, event: &Event) -> Result<(), Exception> {
+        frame.push(self, event.flags)?;
+        frame.push(self, u64::from(self.seg[CS].selector.into_bits()))?;
+        frame.push(self, event.rip)?;
+        event.code.map_or(Ok(()), |code| frame.push(self, u64::from(code)))
     }
 
     /// Gate privilege and presence.
@@ -304,12 +307,7 @@ impl Cpu {
             frame.push(self, u64::from(self.seg[SS].selector.into_bits()))?;
             frame.push(self, self.regs[RSP])?;
         }
-        frame.push(self, event.flags)?;
-        frame.push(self, u64::from(self.seg[CS].selector.into_bits()))?;
-        frame.push(self, event.rip)?;
-        if let Some(code) = event.code {
-            frame.push(self, u64::from(code))?;
-        }
+        self.push_event(&mut frame, event)?;
         frame.commit(self);
         self.seg[CS] = cs;
         if v86 {

@@ -55,34 +55,7 @@ pub mod system;
 /// by physical address): use `cpu.next_rip(instruction)`.
 pub type Slow = fn(&mut Cpu, &Instruction) -> Result<Flow, Exception>;
 
-/// Instantiates a generic handler for an operand size in bytes; `None` for a size that the family does not have.
-macro_rules! by_width {
-    ($size:expr, $w:ident => $handler:expr) => {{
-        let handler: Option<$crate::op::Exec> = match $size {
-            1 => {
-                type $w = u8;
-                Some($handler)
-            }
-            2 => {
-                type $w = u16;
-                Some($handler)
-            }
-            4 => {
-                type $w = u32;
-                Some($handler)
-            }
-            8 => {
-                type $w = u64;
-                Some($handler)
-            }
-            _ => None,
-        };
-        handler
-    }};
-}
-pub(crate) use by_width;
-
-/// As [`by_width`], for the families that have no byte form.
+/// Instantiates a generic handler for an operand size of 2, 4 or 8 bytes; `None` for another.
 macro_rules! by_wide {
     ($size:expr, $w:ident => $handler:expr) => {{
         let handler: Option<$crate::op::Exec> = match $size {
@@ -104,6 +77,20 @@ macro_rules! by_wide {
     }};
 }
 pub(crate) use by_wide;
+
+/// As [`by_wide`], for the families that have a byte form as well.
+macro_rules! by_width {
+    ($size:expr, $w:ident => $handler:expr) => {
+        if $size == 1 {
+            type $w = u8;
+            let handler: Option<$crate::op::Exec> = Some($handler);
+            handler
+        } else {
+            $crate::exec::by_wide!($size, $w => $handler)
+        }
+    };
+}
+pub(crate) use by_width;
 
 /// Size in bytes of operand `n`: of its register, of the memory operand, or for an immediate that of operand 0.
 #[must_use]
