@@ -95,14 +95,21 @@ fn ctrl_a_x_quits_while_the_output_is_blocked() {
     assert_eq!(end(&mut child), Some(0));
 }
 
+/// Waits until the terminal's settings are other than at first, or as at first.
+fn becomes(terminal: &Terminal, changed: bool) {
+    let end = Instant::now() + SOON;
+    while terminal.changed() != changed {
+        assert!(Instant::now() < end, "the terminal's settings stay as they are");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn without_the_multiplexer_ctrl_c_ends_vitrine_and_ctrl_a_is_the_guests() {
     let kernel = echo();
     let arguments = ["-kernel", argument(kernel.path()), "-display", "none", "-serial", "stdio"];
     let mut terminal = Terminal::start(VITRINE, &arguments);
-    terminal.type_keys("ready");
-    terminal.expect("ready", SOON);
-    assert!(terminal.changed());
+    becomes(&terminal, true);
     terminal.type_keys("\x01x-");
     terminal.expect("\x01x-", SOON);
     terminal.type_keys("\x03");
@@ -115,24 +122,15 @@ fn without_the_multiplexer_ctrl_c_ends_vitrine_and_ctrl_a_is_the_guests() {
 fn a_stopped_vitrine_gives_the_terminal_back_and_takes_it_again() {
     let kernel = echo();
     let mut terminal = Terminal::start(VITRINE, &["-kernel", argument(kernel.path()), "-nographic"]);
-    terminal.type_keys("ready");
-    terminal.expect("ready", SOON);
     let signal = |name: &str| {
         let id = terminal.id().map(|id| id.to_string()).unwrap_or_default();
         assert!(Command::new("kill").args(["-s", name, &id]).status().is_ok_and(|status| status.success()));
     };
-    let becomes = |changed: bool| {
-        let end = Instant::now() + SOON;
-        while terminal.changed() != changed {
-            assert!(Instant::now() < end, "the terminal's settings stay as they are");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    };
-    becomes(true);
+    becomes(&terminal, true);
     signal("TSTP");
-    becomes(false);
+    becomes(&terminal, false);
     signal("CONT");
-    becomes(true);
+    becomes(&terminal, true);
     terminal.type_keys("again");
     terminal.expect("again", SOON);
     terminal.type_keys("\x01x");
