@@ -60,7 +60,7 @@ impl Block {
     /// Its length in bytes.
     #[inline(always)]
     #[must_use]
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.len.into()
     }
 

@@ -96,7 +96,7 @@ impl Cpu {
             };
             let block = interpreter.cache.get(number);
             // A block whose last byte lies beyond the code segment's limit must go one by one.
-            let end = if !LONG && rip + block.len() - 1 > u64::from(self.seg[CS].limit) {
+            let end = if !LONG && rip + block.bytes() - 1 > u64::from(self.seg[CS].limit) {
                 self.execute_one(block)
             } else {
                 self.execute(&block.ops)
