@@ -50,6 +50,7 @@ fn command() -> Result<End> {
 }
 
 fn boot(flags: &Flags, demo: bool) -> Result<End> {
+    host::features::require()?;
     let log = Log::start(flags.log.as_ref(), flags.log_file.as_deref())?;
     let end = if demo { demo::run(flags) } else { run::run(flags) };
     log.flush();
