@@ -23,8 +23,18 @@ pub struct CodeBuffer {
 }
 
 impl CodeBuffer {
-    /// Reserves `capacity` bytes, rounded up to pages.
+    /// Reserves `capacity` bytes, rounded up to pages, for stubs whose faults come back as a [`signal::Frame`] tells.
     pub fn new(capacity: usize) -> Result<Self, Error> {
+        Self::with_faults(capacity, signal::Kind::Stubs)
+    }
+
+    /// Reserves `capacity` bytes, rounded up to pages, for translated code: while it runs RSP is the address of a
+    /// [`signal::Landing`], which gets its faults.
+    pub fn translated(capacity: usize) -> Result<Self, Error> {
+        Self::with_faults(capacity, signal::Kind::Translated)
+    }
+
+    fn with_faults(capacity: usize, kind: signal::Kind) -> Result<Self, Error> {
         let capacity = capacity.next_multiple_of(4096);
         let error = |e: rustix::io::Errno| Error::CodeMemory(e.into());
         let file = memfd_create("vitrine-code", MemfdFlags::CLOEXEC).map_err(error)?;
@@ -40,7 +50,7 @@ impl CodeBuffer {
         };
         let writable = map(ProtFlags::READ | ProtFlags::WRITE)?;
         let executable = map(ProtFlags::READ | ProtFlags::EXEC)?;
-        let region = signal::Region::new(executable.pointer.as_ptr().addr(), capacity)?;
+        let region = signal::Region::new(executable.pointer.as_ptr().addr(), capacity, kind)?;
         Ok(Self { writable, executable, used: 0, _region: region })
     }
 
@@ -53,6 +63,26 @@ impl CodeBuffer {
         unsafe { self.writable.pointer.add(start).copy_from_nonoverlapping(NonNull::from(code).cast(), code.len()) };
         self.used = end.next_multiple_of(ALIGN).min(self.writable.len);
         Some(start)
+    }
+
+    /// Overwrites code at `offset`, all of it within what was appended. False: it is not, and nothing was written.
+    ///
+    /// Nothing may be running the bytes: the thread that does must be the one that calls this.
+    pub fn patch(&mut self, offset: usize, code: &[u8]) -> bool {
+        let fits = offset.checked_add(code.len()).is_some_and(|end| end <= self.used);
+        if fits {
+            // SAFETY: the range lies in the mapping, which this value owns and nobody else writes.
+            unsafe {
+                self.writable.pointer.add(offset).copy_from_nonoverlapping(NonNull::from(code).cast(), code.len());
+            }
+        }
+        fits
+    }
+
+    /// Bytes that fit in all.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.writable.len
     }
 
     /// Forgets all code. Nothing of it may run afterwards.

@@ -7,6 +7,7 @@
 pub mod alu;
 pub mod code;
 pub mod features;
+pub mod gs;
 pub mod native;
 pub mod oracle;
 pub mod signal;

@@ -7,6 +7,10 @@
 //! stores them back. Everything the handler touches is the frame, the signal's own context and atomics, so it is
 //! async-signal-safe and knows nothing of threads.
 //!
+//! Translated code has no register to spare: while it runs RSP is the address of a [`Landing`], and its faults are
+//! noted there with the place where they happened; the code at `resume` saves the guest's registers, which the kernel
+//! restores as they were.
+//!
 //! Any other such signal goes to whoever handled it before, or kills the process as it would have done.
 //! The handler runs on the alternate stack that the standard library gives every thread.
 
@@ -14,7 +18,7 @@ use crate::Error;
 use std::ffi::{c_int, c_void};
 use std::io;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// What a stub and its caller, and the signal handler, share.
 #[derive(Debug)]
@@ -32,25 +36,49 @@ pub(crate) struct Frame {
     pub host_mxcsr: u32,
 }
 
+/// Where a fault in translated code is noted: at RSP.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Landing {
+    /// Where to go on after a fault.
+    pub resume: u64,
+    /// The address of the instruction that faulted.
+    pub pc: u64,
+    /// The vector of the exception that the host raised.
+    pub vector: u64,
+}
+
+/// What runs in a region of executable memory, which tells what becomes of its faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Stubs: R11 is the address of their [`Frame`].
+    Stubs,
+    /// Translated code: RSP is the address of a [`Landing`].
+    Translated,
+}
+
 /// As many vCPUs (and, in tests, threads) as can have executable memory at once.
 const REGIONS: usize = 1024;
 
 /// First and last-plus-one address of each region; a start of 0 is a free slot, 1 one that is being filled.
 static STARTS: [AtomicUsize; REGIONS] = [const { AtomicUsize::new(0) }; REGIONS];
 static ENDS: [AtomicUsize; REGIONS] = [const { AtomicUsize::new(0) }; REGIONS];
+/// Whether a region holds translated code.
+static TRANSLATED: [AtomicBool; REGIONS] = [const { AtomicBool::new(false) }; REGIONS];
 /// No slot at or above this has ever been used.
 static USED: AtomicUsize = AtomicUsize::new(0);
 
-/// Keeps a region of stubs registered.
+/// Keeps a region of executable memory registered.
 #[derive(Debug)]
 pub(crate) struct Region(usize);
 
 impl Region {
     /// Registers `len` bytes at `start`, and installs the handlers if this is the first region.
-    pub fn new(start: usize, len: usize) -> Result<Self, Error> {
+    pub fn new(start: usize, len: usize, kind: Kind) -> Result<Self, Error> {
         install()?;
-        for (slot, (first, end)) in STARTS.iter().zip(&ENDS).enumerate() {
+        for (slot, ((first, end), translated)) in STARTS.iter().zip(&ENDS).zip(&TRANSLATED).enumerate() {
             if first.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_ok() {
+                translated.store(kind == Kind::Translated, Ordering::Relaxed);
                 end.store(start.saturating_add(len), Ordering::Relaxed);
                 first.store(start, Ordering::Release);
                 USED.fetch_max(slot + 1, Ordering::Release);
@@ -70,14 +98,13 @@ impl Drop for Region {
     }
 }
 
-/// Whether `pc` is in a stub.
-fn is_stub(pc: usize) -> bool {
+/// What `pc` belongs to.
+fn kind(pc: usize) -> Option<Kind> {
     let used = USED.load(Ordering::Acquire);
-    STARTS
-        .iter()
-        .zip(&ENDS)
-        .take(used)
-        .any(|(start, end)| start.load(Ordering::Acquire) <= pc && pc < end.load(Ordering::Relaxed))
+    let mut regions = STARTS.iter().zip(&ENDS).zip(&TRANSLATED).take(used);
+    let (_, translated) =
+        regions.find(|((start, end), _)| start.load(Ordering::Acquire) <= pc && pc < end.load(Ordering::Relaxed))?;
+    Some(if translated.load(Ordering::Relaxed) { Kind::Translated } else { Kind::Stubs })
 }
 
 /// The signals that a guest's instruction can raise, and who handled them before.
@@ -120,7 +147,17 @@ extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
     // SAFETY: the kernel passes a ucontext to a handler that was installed with SA_SIGINFO.
     let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
     let pc = registers[libc::REG_RIP as usize] as usize;
-    if is_stub(pc) {
+    let region = kind(pc);
+    if region == Some(Kind::Translated) {
+        let landing = registers[libc::REG_RSP as usize] as usize as *mut Landing;
+        // SAFETY: in translated code RSP is the address of its landing, which lives as long as the code.
+        let landing = unsafe { &mut *landing };
+        landing.pc = pc as u64;
+        landing.vector = registers[libc::REG_TRAPNO as usize].cast_unsigned();
+        registers[libc::REG_RIP as usize] = landing.resume.cast_signed();
+        return;
+    }
+    if region == Some(Kind::Stubs) {
         let frame = registers[libc::REG_R11 as usize] as usize as *mut Frame;
         // SAFETY: in a stub R11 is the address of its frame, which its caller keeps alive; the caller reads it only
         // after the stub has returned.

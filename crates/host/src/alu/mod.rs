@@ -17,15 +17,17 @@ mod tests;
 use flags::{binary, carry, count, from_zero, join, nullary, run, scan, unary};
 use std::arch::asm;
 
-/// `flags` as a stub takes them in EAX: for SAHF in AH, and OF as 0 or 1 in AL.
+/// `flags` as stubs and translated code take them in EAX: for SAHF in AH, and OF as 0 or 1 in AL.
 #[inline(always)]
-pub(crate) fn split_flags(flags: u64) -> u64 {
+#[must_use]
+pub fn split_flags(flags: u64) -> u64 {
     flags::split(flags)
 }
 
-/// Flags from what a stub leaves in EAX: LAHF in AH and SETO in AL.
+/// Flags from what they leave in EAX: LAHF in AH and SETO in AL.
 #[inline(always)]
-pub(crate) fn join_flags(eax: u64) -> u64 {
+#[must_use]
+pub fn join_flags(eax: u64) -> u64 {
     join(eax, eax & 1)
 }
 
