@@ -9,6 +9,7 @@ use crate::op::Op;
 use crate::state::CodeSize;
 use memory::mmu::FetchPage;
 use memory::{Gva, Hva};
+use std::cell::Cell;
 use std::collections::HashMap;
 use x86::{Exception, PAGE_SIZE};
 
@@ -36,6 +37,15 @@ impl Key {
         Self(self.0 | offset)
     }
 
+    /// The same for the first instruction alone.
+    fn single(self) -> Self {
+        Self(self.0 | 1 << 63)
+    }
+
+    fn is_single(self) -> bool {
+        self.0 >> 63 != 0
+    }
+
     fn start(self) -> Hva {
         Hva(self.0 & (u64::MAX >> 8))
     }
@@ -54,6 +64,8 @@ pub struct Block {
     len: u16,
     /// The block's one instruction goes on in the next virtual page, whose host page is in `BlockCache::seconds`.
     crosses: bool,
+    /// How often it was run, for who wants to know: see [`Block::warm`].
+    heat: Cell<u16>,
 }
 
 impl Block {
@@ -62,6 +74,15 @@ impl Block {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.len.into()
+    }
+
+    /// Counts one more run; whether there have now been just `enough`, so that a translation is worth its time.
+    #[inline(always)]
+    #[must_use]
+    pub fn warm(&self, enough: u16) -> bool {
+        let heat = self.heat.get().saturating_add(1);
+        self.heat.set(heat);
+        heat == enough && !self.crosses
     }
 
     /// The first operation alone.
@@ -147,12 +168,29 @@ impl BlockCache {
         (self.blocks[number].key == window.key.at(gva.offset())).then_some(number)
     }
 
+    /// Whether the code at host address `start` has been decoded as the beginning of a block: whether it has run.
+    #[must_use]
+    pub fn knows(&self, start: Hva, size: CodeSize) -> bool {
+        self.map.contains_key(&Key::new(start, size))
+    }
+
     /// Finds or decodes the code at the vCPU's RIP.
     ///
     /// Errors: the exception that fetching raises.
     #[cold]
     #[inline(never)]
     pub fn find(&mut self, cpu: &mut Cpu) -> Result<Found, Exception> {
+        self.seek(cpu, |key| key)
+    }
+
+    /// As [`BlockCache::find`], for the one instruction at RIP.
+    ///
+    /// Errors: the exception that fetching raises.
+    pub fn find_one(&mut self, cpu: &mut Cpu) -> Result<Found, Exception> {
+        self.seek(cpu, Key::single)
+    }
+
+    fn seek(&mut self, cpu: &mut Cpu, kind: fn(Key) -> Key) -> Result<Found, Exception> {
         let gva = cpu.code_address()?;
         let origin = cpu.origin();
         let FetchPage::Memory(page) =
@@ -160,10 +198,10 @@ impl BlockCache {
         else {
             return self.decode_once(cpu, gva);
         };
-        let key = Key::new(Hva(page.0 | gva.offset()), cpu.code_size);
+        let key = kind(Key::new(Hva(page.0 | gva.offset()), cpu.code_size));
         if let Some(&number) = self.map.get(&key) {
             if !self.blocks[number].crosses {
-                self.front[slot(gva)] = u32::try_from(number).unwrap_or(0);
+                self.show(gva, key, number);
                 return Ok(Found::Cached(number));
             }
             // An instruction that crosses pages: the second page must still be the one it was decoded from.
@@ -182,7 +220,8 @@ impl BlockCache {
         let origin = cpu.origin();
         let n = cpu.mmu.fetch_bytes(origin, gva, &mut bytes).map_err(|fault| cpu.memory_fault(fault, false))?;
         let size = cpu.code_size;
-        let decoded = decode::block(&bytes[..n], size, &cpu.model, usize::MAX);
+        let limit = if key.is_single() { 1 } else { usize::MAX };
+        let decoded = decode::block(&bytes[..n], size, &cpu.model, limit);
         if decoded.ops.is_empty() {
             return self.decode_crossing(cpu, gva, key);
         }
@@ -191,8 +230,15 @@ impl BlockCache {
             decode::log(&bytes[..decoded.len], size, cpu.rip());
         }
         let number = self.insert(key, None, decoded);
-        self.front[slot(gva)] = u32::try_from(number).unwrap_or(0);
+        self.show(gva, key, number);
         Ok(Found::Cached(number))
+    }
+
+    /// Lets [`BlockCache::lookup`] find a block.
+    fn show(&mut self, gva: Gva, key: Key, number: usize) {
+        if !key.is_single() {
+            self.front[slot(gva)] = u32::try_from(number).unwrap_or(0);
+        }
     }
 
     /// The instruction at `gva` goes on in the next page.
@@ -223,7 +269,8 @@ impl BlockCache {
 
     fn insert(&mut self, key: Key, second: Option<Hva>, decoded: Decoded) -> usize {
         let len = u16::try_from(decoded.len).unwrap_or(u16::MAX);
-        let block = Block { key, ops: decoded.ops.into_boxed_slice(), len, crosses: second.is_some() };
+        let block =
+            Block { key, ops: decoded.ops.into_boxed_slice(), len, crosses: second.is_some(), heat: Cell::new(0) };
         if self.ops + block.ops.len() > MAX_CACHED_OPS {
             self.clear();
         }

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// The machine's one clock.
@@ -41,6 +41,12 @@ pub trait LocalApic: Send + Sync + Debug {
     fn init(&self);
 }
 
+/// Makes a vCPU that runs translated code look at its requests. (The interpreter looks between blocks by itself.)
+pub trait Kick: Send + Sync + Debug {
+    /// Called after a request was raised, on any thread.
+    fn kick(&self);
+}
+
 /// Requests to a vCPU from other threads, and its sleep in HLT.
 ///
 /// Bits are level-like: whoever raises one is responsible for its meaning. The vCPU polls them between blocks.
@@ -50,6 +56,7 @@ pub struct Signals {
     sipi: AtomicU8,
     lock: Mutex<()>,
     changed: Condvar,
+    kick: OnceLock<Arc<dyn Kick>>,
 }
 
 impl Signals {
@@ -67,9 +74,17 @@ impl Signals {
     /// Raises bits and wakes the vCPU.
     pub fn raise(&self, bits: u32) {
         self.bits.fetch_or(bits, Ordering::SeqCst);
+        if let Some(kick) = self.kick.get() {
+            kick.kick();
+        }
         // Taking the lock orders this against a sleeper that has checked the bits and not yet gone to sleep.
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_all();
+    }
+
+    /// Calls `kick` whenever bits are raised, from now on. A vCPU has one; a later one is ignored.
+    pub fn set_kick(&self, kick: Arc<dyn Kick>) {
+        let _ = self.kick.set(kick);
     }
 
     /// Lowers bits.

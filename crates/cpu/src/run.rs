@@ -7,7 +7,7 @@ use crate::exec::interrupt::TripleFault;
 use crate::hooks::Signals;
 use crate::op::Op;
 use crate::state::{CS, CodeSize, RIP, Shadow};
-use memory::Gva;
+use memory::{Gva, Hva};
 use x86::Exception;
 
 /// Why [`Cpu::run`] returned.
@@ -24,6 +24,38 @@ pub enum Exit {
 pub struct Interpreter {
     /// Decoded code.
     pub cache: BlockCache,
+    /// For a tier to take: host pages in which decoded code was overwritten. `None` if there is no tier.
+    pub overwritten: Option<Vec<Hva>>,
+}
+
+/// Something that runs 64-bit code faster than the interpreter, with whose help it does.
+pub trait Tier {
+    /// Runs the vCPU, which is in 64-bit mode with nothing pending, until something is to be looked at anew: a
+    /// request, or a change of mode, rights or flags.
+    ///
+    /// # Errors
+    /// The processor shut down.
+    fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), TripleFault>;
+}
+
+/// The interpreter without another tier.
+struct Alone;
+
+impl Tier for Alone {
+    fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+        cpu.run_blocks::<true>(interpreter)
+    }
+}
+
+/// What a tier learns of code that it had interpreted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// On at RIP, with nothing else to be looked at.
+    Near,
+    /// The tier is to return.
+    Anew,
+    /// Nothing was run: the block at RIP has become warm.
+    Warm,
 }
 
 /// How a block ended.
@@ -54,6 +86,11 @@ impl Cpu {
 
     /// Runs until something stops the vCPU.
     pub fn run(&mut self, interpreter: &mut Interpreter) -> Exit {
+        self.run_with(interpreter, &mut Alone)
+    }
+
+    /// As [`Cpu::run`], with 64-bit code left to `tier`.
+    pub fn run_with(&mut self, interpreter: &mut Interpreter, tier: &mut impl Tier) -> Exit {
         // Memory may have been written while the vCPU stood still.
         self.forget_modified(interpreter);
         loop {
@@ -67,7 +104,7 @@ impl Cpu {
             let result = if self.careful || self.shadow != Shadow::None {
                 self.step(interpreter)
             } else if self.code_size == CodeSize::Bits64 {
-                self.run_blocks::<true>(interpreter)
+                tier.run(self, interpreter)
             } else {
                 self.run_blocks::<false>(interpreter)
             };
@@ -117,12 +154,55 @@ impl Cpu {
         self.step(interpreter)
     }
 
+    /// For a tier: runs the block at RIP, faults and all; [`Step::Warm`] instead when that is its run number `enough`.
+    ///
+    /// # Errors
+    /// The processor shut down.
+    pub fn interpret_block(&mut self, interpreter: &mut Interpreter, enough: u16) -> Result<Step, TripleFault> {
+        let end = match interpreter.cache.find(self) {
+            Ok(Found::Cached(number)) => {
+                let block = interpreter.cache.get(number);
+                if block.warm(enough) {
+                    return Ok(Step::Warm);
+                }
+                self.execute(&block.ops)
+            }
+            Ok(Found::Once(block)) => self.execute_one(&block),
+            Err(exception) => End::Fault(exception),
+        };
+        self.conclude(interpreter, end)
+    }
+
+    /// For a tier: runs the instruction at RIP, faults and all.
+    ///
+    /// # Errors
+    /// The processor shut down.
+    pub fn interpret_one(&mut self, interpreter: &mut Interpreter) -> Result<Step, TripleFault> {
+        let end = match interpreter.cache.find_one(self) {
+            Ok(Found::Cached(number)) => self.execute_one(interpreter.cache.get(number)),
+            Ok(Found::Once(block)) => self.execute_one(&block),
+            Err(exception) => End::Fault(exception),
+        };
+        self.conclude(interpreter, end)
+    }
+
+    fn conclude(&mut self, interpreter: &mut Interpreter, end: End) -> Result<Step, TripleFault> {
+        if matches!(end, End::Near) && !self.must_poll() && !self.mmu.code_modified() {
+            return Ok(Step::Near);
+        }
+        self.finish(interpreter, end)?;
+        Ok(Step::Anew)
+    }
+
     /// Drops the decoded blocks of pages in which code was overwritten.
     #[inline(always)]
     fn forget_modified(&mut self, interpreter: &mut Interpreter) {
         if self.mmu.code_modified() {
             for page in self.mmu.take_modified_code() {
                 interpreter.cache.drop_page(page);
+                if let Some(pages) = &mut interpreter.overwritten {
+                    pages.push(page);
+                }
             }
         }
     }
