@@ -32,6 +32,16 @@ impl BoardKind {
     }
 }
 
+/// How guest code is executed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Accel {
+    /// By the interpreter alone.
+    #[default]
+    Interp,
+    /// By the translator as soon as it is warm.
+    Jit(jit::Config),
+}
+
 /// What is at the place of a serial port.
 #[derive(Debug)]
 pub enum Serial {
@@ -71,6 +81,8 @@ pub struct Config {
     pub memory: u64,
     /// vCPUs, 1 to 255.
     pub cpus: u32,
+    /// How guest code is executed.
+    pub accel: Accel,
     /// What CPUID answers.
     pub cpu_model: Arc<Model>,
     /// Which board.
@@ -108,6 +120,7 @@ impl Config {
         Self {
             memory: 128 << 20,
             cpus: 1,
+            accel: Accel::default(),
             cpu_model,
             board: BoardKind::default(),
             kernel: None,
@@ -150,6 +163,9 @@ pub enum MachineError {
     /// A fw_cfg file cannot be offered.
     #[error(transparent)]
     FwCfg(#[from] FwCfgError),
+    /// The host gives the translator no memory.
+    #[error(transparent)]
+    Translator(#[from] jit::Error),
     /// The kernel cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),

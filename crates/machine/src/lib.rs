@@ -14,7 +14,7 @@ mod vcpu;
 mod wiring;
 
 pub use clock::MachineClock;
-pub use config::{BoardKind, Config, DebugConsole, DebugExitPorts, MachineError, Serial};
+pub use config::{Accel, BoardKind, Config, DebugConsole, DebugExitPorts, MachineError, Serial};
 pub use control::{Crash, Outcome};
 pub use registers::Registers;
 
@@ -25,6 +25,7 @@ use devices::PowerRequest;
 use memory::{Gpa, PhysicalMap};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
+use vcpu::Engine;
 
 /// vCPUs that a machine may have: APIC IDs of 8 bits, of which FFh means everyone.
 pub const MAX_CPUS: u32 = 255;
@@ -35,6 +36,7 @@ pub struct Machine {
     board: Arc<Board>,
     control: Arc<Control>,
     cpus: Vec<Cpu>,
+    accel: Accel,
     boot: boot::Config,
     no_reboot: bool,
     no_shutdown: bool,
@@ -84,11 +86,12 @@ impl Machine {
             hpet: config.hpet,
             rng_seed: [0; 32],
         };
+        let accel = config.accel;
         let (no_reboot, no_shutdown) = (config.no_reboot, config.no_shutdown);
         let board::Made { board, control, cpus } = board::make(config)?;
         // Here rather than when it starts to run: serial ports may be given bytes meanwhile.
         board.reset();
-        let machine = Self { board, control, cpus, boot, no_reboot, no_shutdown };
+        let machine = Self { board, control, cpus, accel, boot, no_reboot, no_shutdown };
         machine.load()?;
         Ok(machine)
     }
@@ -132,7 +135,8 @@ impl Machine {
     fn spawn(&self, cpus: Vec<Cpu>, threads: &mut Vec<JoinHandle<()>>) -> Result<(), MachineError> {
         for cpu in cpus {
             let (name, board, control) = (format!("vcpu{}", cpu.id), self.board.clone(), self.control.clone());
-            let thread = Builder::new().name(name).spawn(move || vcpu::run(cpu, &board, &control));
+            let engine = Engine::new(self.accel)?;
+            let thread = Builder::new().name(name).spawn(move || vcpu::run(cpu, engine, &board, &control));
             threads.push(thread.map_err(MachineError::Thread)?);
         }
         let board = self.board.clone();

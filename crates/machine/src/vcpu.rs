@@ -1,20 +1,52 @@
-//! A vCPU's thread: runs the interpreter from gate to gate.
+//! A vCPU's thread: runs guest code from gate to gate.
 
 use crate::board::Board;
 use crate::control::{Control, Crash, Pass, Seen};
-use crate::{Registers, VcpuStats};
+use crate::{Accel, MachineError, Registers, VcpuStats};
 use boot::Entry;
 use cpu::Cpu;
 use cpu::exec::interrupt::TripleFault;
 use cpu::run::{Exit, Interpreter};
 use cpu::state::RIP;
+use jit::Jit;
 use std::thread;
 use x86::{Exception, Vector};
 
+/// What executes a vCPU's instructions.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    interpreter: Interpreter,
+    jit: Option<Jit>,
+}
+
+impl Engine {
+    /// # Errors
+    /// The host gives the translator no memory.
+    pub fn new(accel: Accel) -> Result<Self, MachineError> {
+        let jit = match accel {
+            Accel::Interp => None,
+            Accel::Jit(config) => Some(Jit::new(config)?),
+        };
+        Ok(Self { interpreter: Interpreter::default(), jit })
+    }
+
+    /// Forgets all it knows of code: memory was changed behind its back.
+    fn forget(&mut self) {
+        self.interpreter = Interpreter::default();
+        self.jit.iter_mut().for_each(Jit::clear);
+    }
+
+    fn run(&mut self, cpu: &mut Cpu) -> Exit {
+        match &mut self.jit {
+            Some(jit) => jit.run(cpu, &mut self.interpreter),
+            None => cpu.run(&mut self.interpreter),
+        }
+    }
+}
+
 /// Runs `cpu` until the machine ends.
-pub(crate) fn run(mut cpu: Cpu, board: &Board, control: &Control) {
+pub(crate) fn run(mut cpu: Cpu, mut engine: Engine, board: &Board, control: &Control) {
     let _guard = EndOnPanic(control);
-    let mut interpreter = Interpreter::default();
     let mut seen = Seen::default();
     let index = usize::try_from(cpu.id).unwrap_or(usize::MAX);
     loop {
@@ -25,8 +57,7 @@ pub(crate) fn run(mut cpu: Cpu, board: &Board, control: &Control) {
             Pass::Go { reset, flush } => {
                 if let Some(entry) = reset {
                     cpu.reset();
-                    // Memory was loaded behind the cache's back.
-                    interpreter = Interpreter::default();
+                    engine.forget();
                     if index == 0 {
                         board.hand_over();
                         enter(&mut cpu, &entry);
@@ -36,7 +67,7 @@ pub(crate) fn run(mut cpu: Cpu, board: &Board, control: &Control) {
                 }
             }
         }
-        match cpu.run(&mut interpreter) {
+        match engine.run(&mut cpu) {
             Exit::Stopped => {}
             Exit::TripleFault(fault) => {
                 let crash = Crash { registers: Registers::from(&cpu), cause: cause(&fault) };

@@ -60,6 +60,7 @@ pub fn config(flags: &Flags) -> Result<Config> {
     let mut config = Config::new(Arc::new(flags.cpu.clone().unwrap_or_else(Model::max)));
     config.memory = flags.memory.unwrap_or(values::MEMORY_DEFAULT);
     config.cpus = flags.smp.unwrap_or(1);
+    config.accel = flags.accel.or(flags.machine.unwrap_or_default().accel).unwrap_or_default();
     config.board = flags.machine.unwrap_or_default().kind.unwrap_or_default();
     config.kernel = flags.kernel.clone();
     config.initrd = flags.initrd.clone();

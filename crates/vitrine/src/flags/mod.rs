@@ -17,7 +17,8 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 
 use cpu::cpuid::Model;
 use lens::{Format, Watch};
-use values::{Accel, Board, DebugConsole, Device, LogItems, Nothing, Serial};
+use machine::Accel;
+use values::{Board, DebugConsole, Device, LogItems, Nothing, Serial};
 
 /// A command line that has been understood.
 #[derive(Debug)]
@@ -55,10 +56,10 @@ pub struct Flags {
     /// number of processors: 1 for now
     #[arg(long, value_name = "[cpus=]N", value_parser = values::smp)]
     pub smp: Option<u32>,
-    /// board: pc (default) or q35, also as type=pc,accel=interp
+    /// board: pc (default) or q35, also as type=pc,accel=jit
     #[arg(long, visible_alias = "M", value_name = "[type=]NAME", value_parser = values::board)]
     pub machine: Option<Board>,
-    /// how guest code is executed: interp
+    /// how guest code is executed: jit[,cache=SIZE] or interp
     #[arg(long, value_name = "NAME", value_parser = values::accel)]
     pub accel: Option<Accel>,
     /// a device: isa-debug-exit,iobase=0xf4,iosize=0x4 or pc-testdev (repeatable)

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use cpu::cpuid::{Model, ModelError};
 use lens::{Watch, WatchError};
-use machine::{BoardKind, DebugExitPorts};
+use machine::{Accel, BoardKind, DebugExitPorts};
 
 const MIB: u64 = 1 << 20;
 /// The least memory that the smallest of guests can start in.
@@ -43,14 +43,6 @@ pub enum DebugConsole {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nothing;
 
-/// How guest code is executed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Accel {
-    /// By the interpreter.
-    #[default]
-    Interp,
-}
-
 /// The value of `-machine`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Board {
@@ -74,12 +66,13 @@ pub enum Device {
 pub struct LogItems(pub Vec<&'static str>);
 
 /// The log items, with their texts for `-d help`.
-pub const LOG_ITEMS: [(&str, &str); 5] = [
+pub const LOG_ITEMS: [(&str, &str); 6] = [
     ("int", "interrupts and exceptions as they are delivered"),
     ("guest_errors", "when the guest does something invalid, such as accessing a register that does not exist"),
     ("cpu_reset", "the processor's state at each reset"),
     ("mmu", "what the guest does to its address translation"),
     ("in_asm", "guest code, each block when it is first decoded"),
+    ("out_asm", "translated code, each region when it is translated: guest and host"),
 ];
 
 /// The list that flag `id` prints when its value is `help`, if it has one.
@@ -93,7 +86,13 @@ pub fn help(id: &str, value: &str) -> Option<String> {
             "Supported machines are:",
             &[("pc", "the usual PC (default)"), ("q35", "the same with the Q35 host bridge")],
         ),
-        "accel" => ("Accelerators supported:", &[("interp", "the interpreter")]),
+        "accel" => (
+            "Accelerators supported:",
+            &[
+                ("jit", "the translator: cache=SIZE bounds its code (default 128M)"),
+                ("interp", "the interpreter, the translator's reference"),
+            ],
+        ),
         "device" => (
             "Devices:",
             &[
@@ -183,7 +182,7 @@ pub fn smp(text: &str) -> Result<u32, String> {
 
 /// `pc` or `q35`, and properties.
 pub fn board(text: &str) -> Result<Board, String> {
-    const RIGHT: &str = "the boards are pc and q35, and the property accel=interp";
+    const RIGHT: &str = "the boards are pc and q35, and the property accel=jit or accel=interp";
     let mut board = Board::default();
     for (position, part) in text.split(',').enumerate() {
         match part.split_once('=') {
@@ -206,16 +205,33 @@ fn board_kind(name: &str) -> Option<BoardKind> {
     }
 }
 
-/// `interp`.
+/// `jit[,cache=SIZE]` or `interp`.
 pub fn accel(text: &str) -> Result<Accel, String> {
-    match text.strip_prefix("accel=").unwrap_or(text) {
-        "interp" => Ok(Accel::Interp),
-        "jit" => Err("the translator is not there yet; write interp".to_owned()),
-        "kvm" => Err("Vitrine emulates every instruction itself and needs no KVM; write interp".to_owned()),
-        "tcg" => Err("that is QEMU's translator; write interp".to_owned()),
-        _ => Err("the one accelerator is interp".to_owned()),
+    let (name, options) = text.strip_prefix("accel=").unwrap_or(text).split_once(',').unzip();
+    let name = name.unwrap_or(text.strip_prefix("accel=").unwrap_or(text));
+    match (name, options) {
+        ("interp", None) => Ok(Accel::Interp),
+        ("interp", Some(_)) => Err("interp takes no options".to_owned()),
+        ("jit", options) => {
+            let mut config = jit::Config::default();
+            for option in options.into_iter().flat_map(|options| options.split(',')) {
+                config.cache = option
+                    .strip_prefix("cache=")
+                    .and_then(size)
+                    .and_then(|bytes| usize::try_from(bytes).ok())
+                    .filter(|bytes| CACHE.contains(bytes))
+                    .ok_or("jit takes cache=SIZE, from 4M to 1G")?;
+            }
+            Ok(Accel::Jit(config))
+        }
+        ("kvm", _) => Err("Vitrine emulates every instruction itself and needs no KVM; write jit or interp".to_owned()),
+        ("tcg", _) => Err("that is QEMU's translator; write jit or interp".to_owned()),
+        _ => Err("the accelerators are jit and interp".to_owned()),
     }
 }
+
+/// Sizes that the translator's code memory may have.
+const CACHE: std::ops::RangeInclusive<usize> = 4 << 20..=1 << 30;
 
 /// `isa-debug-exit[,iobase=PORT][,iosize=N]`, with QEMU's defaults, or `pc-testdev`.
 pub fn device(text: &str) -> Result<Device, String> {

@@ -1,0 +1,187 @@
+//! Translated code: what has been translated, and how it is found again and dropped.
+//!
+//! Code is known by the host address of its page, the offset in it, and the mode it was translated for, so that all
+//! mappings of a page share it. When code in a page is overwritten all translations of the page go: whoever still
+//! enters them (through the jump cache) is turned away at the door.
+
+use crate::asm::Asm;
+use crate::classify::Mode;
+use crate::frame::{Frame, FrameMemory};
+use crate::region::Region;
+use crate::sites::Sites;
+use crate::stats::Stats;
+use crate::thunks::Thunks;
+use crate::translate::{Door, Translator};
+use cpu::cpuid::Model;
+use host::code::CodeBuffer;
+use memory::{Gva, Hva};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Bytes of code for each site's slot that there is room for: no site takes less code.
+const CODE_PER_SITE: usize = 16;
+/// Space to be left in the code buffer for a translation: more than the largest region takes.
+const MARGIN: usize = 256 << 10;
+
+/// What identifies translated code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Key(u64);
+
+impl Key {
+    /// Code at host address `start`, for `mode`.
+    #[must_use]
+    pub fn new(start: Hva, mode: Mode) -> Self {
+        // No host address of user space uses the upper bits.
+        Self(start.0 | mode.bits() << 60)
+    }
+}
+
+/// A vCPU's translated code.
+#[derive(Debug)]
+pub struct Cache {
+    /// The code itself.
+    pub code: CodeBuffer,
+    /// What translated code reaches.
+    pub frame: Arc<FrameMemory>,
+    /// Shared code.
+    pub thunks: Thunks,
+    /// Where code can be left.
+    pub sites: Sites,
+    /// What was counted.
+    pub stats: Stats,
+    doors: HashMap<Key, Door>,
+    pages: HashMap<Hva, Vec<Key>>,
+    translator: Translator,
+}
+
+impl Cache {
+    /// An empty cache for `bytes` of code.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn new(bytes: usize) -> Result<Self, host::Error> {
+        let bytes = bytes.max(4 * MARGIN);
+        let code = CodeBuffer::translated(bytes)?;
+        let frame = FrameMemory::new(bytes / CODE_PER_SITE)?;
+        let mut cache = Self {
+            code,
+            frame,
+            thunks: Thunks::default(),
+            sites: Sites::default(),
+            stats: Stats::default(),
+            doors: HashMap::new(),
+            pages: HashMap::new(),
+            translator: Translator::default(),
+        };
+        cache.prepare();
+        Ok(cache)
+    }
+
+    fn prepare(&mut self) {
+        // There is room: the buffer is empty.
+        self.thunks = Thunks::emit(&mut self.code).unwrap_or_default();
+        let resume = self.host(self.thunks.fault);
+        // SAFETY: no translated code runs, so that this thread alone uses the frame.
+        let frame: &mut Frame = unsafe { &mut *self.frame.frame() };
+        frame.landing.resume = resume;
+        frame.host_mxcsr = host::vector::MXCSR_DEFAULT;
+        self.frame.start();
+    }
+
+    /// The host address of `offset` in the code buffer.
+    #[inline(always)]
+    #[must_use]
+    pub fn host(&self, offset: usize) -> u64 {
+        (self.code.start().addr() + offset) as u64
+    }
+
+    /// The way into translated code.
+    #[must_use]
+    pub fn door(&self, key: Key) -> Option<Door> {
+        self.doors.get(&key).copied()
+    }
+
+    /// Translates the code at `gva`, in the page of `bytes`, whose host address is `page`. `known` tells which other
+    /// places in the page have run. `None`: it cannot be.
+    pub fn translate(
+        &mut self,
+        page: Hva,
+        bytes: &[u8],
+        gva: Gva,
+        model: &Model,
+        mode: Mode,
+        known: impl Fn(u16) -> bool,
+    ) -> Option<(Region, Door)> {
+        if self.code.used() + MARGIN > self.code.capacity() || self.sites.len() + MARGIN / CODE_PER_SITE > self.slots()
+        {
+            self.clear();
+        }
+        let start = Instant::now();
+        let offset = u16::try_from(gva.offset()).ok()?;
+        let origin = self.code.used();
+        let region = Region::build(bytes, offset, model, mode, known)?;
+        let translated = self.translator.translate(&region, origin, &self.thunks, &mut self.sites);
+        let (code, doors) = translated.inspect_err(|_| self.stats.refused += 1).ok()?;
+        self.stats.bytes += code.len() as u64;
+        if crate::log::enabled() {
+            crate::log::region(&region, gva.page().0, code, (self.code.start().addr() + origin) as u64);
+        }
+        self.code.append(code)?;
+        let mut own = None;
+        for door in doors {
+            let key = Key::new(Hva(page.0 | u64::from(door.offset)), mode);
+            if door.offset == offset {
+                own = Some(door);
+            }
+            // What is there already stays: it may be running, and others may jump to it.
+            if door.offset == offset || !self.doors.contains_key(&key) {
+                self.doors.insert(key, door);
+                self.pages.entry(page).or_default().push(key);
+            }
+        }
+        self.stats.regions += 1;
+        self.stats.instructions += region.blocks.iter().map(|block| block.insns.len() as u64).sum::<u64>();
+        self.stats.time += start.elapsed();
+        Some((region, own?))
+    }
+
+    fn slots(&self) -> usize {
+        self.code.capacity() / CODE_PER_SITE
+    }
+
+    /// Makes the jump at `patch` go straight to `target`, both offsets in the code buffer.
+    pub fn link(&mut self, patch: u32, target: u32) {
+        let relative = i64::from(target) - (i64::from(patch) + 4);
+        if let Ok(relative) = i32::try_from(relative) {
+            self.code.patch(patch as usize, &relative.to_le_bytes());
+            self.stats.links += 1;
+        }
+    }
+
+    /// Drops what was translated from the host page `page`.
+    pub fn drop_page(&mut self, page: Hva) {
+        for key in self.pages.remove(&page).unwrap_or_default() {
+            if let Some(door) = self.doors.remove(&key) {
+                let mut asm = Asm::default();
+                asm.reset(door.outer as usize);
+                asm.jmp_to(self.thunks.stale);
+                if let Some(bytes) = asm.finish() {
+                    self.code.patch(door.outer as usize, bytes);
+                }
+                self.stats.dropped += 1;
+            }
+        }
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        self.doors.clear();
+        self.pages.clear();
+        self.sites = Sites::default();
+        self.frame.forget_jumps();
+        self.code.clear();
+        self.stats.flushes += 1;
+        self.prepare();
+    }
+}

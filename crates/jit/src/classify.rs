@@ -1,0 +1,318 @@
+//! What the translator does with an instruction.
+//!
+//! The list of what runs on the host is positive: anything else is interpreted.
+
+use cpu::cpuid::Model;
+use iced_x86::{Code, CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+/// How an instruction is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Encoded anew, with registers renamed and the memory operand replaced.
+    Plain,
+    /// Nothing at all.
+    Nop,
+    /// LEA: an address without an access.
+    Lea,
+    /// PUSH of a 64-bit register, immediate or memory operand.
+    Push,
+    /// POP to a 64-bit register.
+    Pop,
+    /// LEAVE.
+    Leave,
+    /// A conditional near jump.
+    Jcc,
+    /// LOOP, JRCXZ.
+    Loop,
+    /// A near jump.
+    Jmp,
+    /// A near call.
+    Call,
+    /// A near jump to a register or memory operand.
+    JmpIndirect,
+    /// A near call likewise.
+    CallIndirect,
+    /// A near return.
+    Ret,
+    /// Interpreted; execution usually goes on behind it.
+    Interpret,
+    /// Interpreted; execution goes on elsewhere.
+    Leaves,
+}
+
+impl Class {
+    /// Whether nothing behind it is reached from it but by a jump.
+    #[must_use]
+    pub fn ends(self) -> bool {
+        matches!(
+            self,
+            Self::Jmp
+                | Self::Call
+                | Self::JmpIndirect
+                | Self::CallIndirect
+                | Self::Ret
+                | Self::Leaves
+                | Self::Interpret
+        )
+    }
+}
+
+/// Which units' registers an instruction uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Units {
+    /// XMM, YMM or MXCSR.
+    pub vector: bool,
+    /// x87 or MMX.
+    pub x87: bool,
+}
+
+/// What of the processor's mode decides how code is translated. Part of a translation's key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Mode {
+    /// CPL 3.
+    pub user: bool,
+    /// x87 and MMX instructions do not raise #NM or #UD.
+    pub x87: bool,
+    /// Nor do SSE instructions.
+    pub sse: bool,
+    /// Nor do those with VEX prefixes.
+    pub avx: bool,
+}
+
+impl Mode {
+    /// The vCPU's.
+    #[must_use]
+    pub fn of(cpu: &cpu::Cpu) -> Self {
+        let x87 = !cpu.cr0.emulation() && !cpu.cr0.task_switched();
+        let avx = cpu.cr4.os_xsave() && cpu.xcr0.sse() && cpu.xcr0.avx() && !cpu.cr0.task_switched();
+        Self { user: cpu.cpl == 3, x87, sse: x87 && cpu.cr4.os_fxsr(), avx }
+    }
+
+    /// As a small number.
+    #[must_use]
+    pub fn bits(self) -> u64 {
+        u64::from(self.user) | u64::from(self.x87) << 1 | u64::from(self.sse) << 2 | u64::from(self.avx) << 3
+    }
+}
+
+/// How to translate `i`, and which units it uses.
+#[must_use]
+pub fn classify(i: &Instruction, model: &Model, mode: Mode) -> (Class, Units) {
+    let none = Units::default();
+    let rest = match i.flow_control() {
+        FlowControl::Next => Class::Interpret,
+        _ => Class::Leaves,
+    };
+    if i.is_invalid() || !model.executes(i) || narrow_address(i) {
+        return (rest, none);
+    }
+    let near = i.op_count() > 0 && i.op0_kind() == OpKind::NearBranch64;
+    let control = match i.code() {
+        Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_r64 | Code::Push_rm64 => Some(Class::Push),
+        Code::Pop_r64 => Some(Class::Pop),
+        Code::Leaveq => Some(Class::Leave),
+        Code::Retnq | Code::Retnq_imm16 => Some(Class::Ret),
+        Code::Jmp_rm64 => Some(Class::JmpIndirect),
+        Code::Call_rm64 => Some(Class::CallIndirect),
+        Code::Jmp_rel8_64 | Code::Jmp_rel32_64 if near => Some(Class::Jmp),
+        Code::Call_rel32_64 if near => Some(Class::Call),
+        _ if near && i.code().is_jcc_short_or_near() => Some(Class::Jcc),
+        Code::Loop_rel8_64_RCX | Code::Jrcxz_rel8_64 if near => Some(Class::Loop),
+        // The address is in the place of an immediate.
+        Code::Mov_AL_moffs8 | Code::Mov_AX_moffs16 | Code::Mov_EAX_moffs32 | Code::Mov_RAX_moffs64 => Some(rest),
+        Code::Mov_moffs8_AL | Code::Mov_moffs16_AX | Code::Mov_moffs32_EAX | Code::Mov_moffs64_RAX => Some(rest),
+        _ => None,
+    };
+    if let Some(class) = control {
+        return (class, none);
+    }
+    if rest == Class::Leaves {
+        return (rest, none);
+    }
+    match i.mnemonic() {
+        Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Reservednop => (Class::Nop, none),
+        Mnemonic::Prefetchnta | Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 => {
+            (Class::Nop, none)
+        }
+        Mnemonic::Prefetchw | Mnemonic::Pause => (Class::Nop, none),
+        Mnemonic::Lea if i.memory_base() == Register::EIP => (rest, none),
+        Mnemonic::Lea => (Class::Lea, none),
+        mnemonic if is_integer(mnemonic) && integer_operands(i) => (Class::Plain, none),
+        _ => host_unit(i, mode),
+    }
+}
+
+/// Instructions with 32-bit addresses in 64-bit mode.
+fn narrow_address(i: &Instruction) -> bool {
+    let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+    let (base, index) = (i.memory_base(), i.memory_index());
+    memory
+        && i.mnemonic() != Mnemonic::Lea
+        && (base == Register::EIP
+            || base.is_gpr32()
+            || index.is_gpr32()
+            || (base == Register::None && index == Register::None && i.memory_displ_size() == 4 && wraps(i)))
+}
+
+/// An address of a displacement alone that is not what 64-bit sign extension makes of it.
+fn wraps(i: &Instruction) -> bool {
+    i32::try_from(i.memory_displacement64().cast_signed()).is_err()
+}
+
+/// Operands are general registers, immediates, and a memory operand without anything implicit.
+fn integer_operands(i: &Instruction) -> bool {
+    let bit_offset = matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+        && i.op0_kind() == OpKind::Memory
+        && i.op1_kind() == OpKind::Register;
+    !bit_offset
+        && (0..i.op_count()).all(|n| match i.op_kind(n) {
+            OpKind::Register => i.op_register(n).is_gpr(),
+            OpKind::Memory
+            | OpKind::Immediate8
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64 => true,
+            _ => false,
+        })
+}
+
+fn is_integer(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Mov
+            | M::Movzx
+            | M::Movsx
+            | M::Movsxd
+            | M::Movnti
+            | M::Movbe
+            | M::Xchg
+            | M::Bswap
+            | M::Add
+            | M::Adc
+            | M::Sub
+            | M::Sbb
+            | M::Cmp
+            | M::And
+            | M::Or
+            | M::Xor
+            | M::Test
+            | M::Inc
+            | M::Dec
+            | M::Neg
+            | M::Not
+            | M::Mul
+            | M::Imul
+            | M::Div
+            | M::Idiv
+            | M::Cbw
+            | M::Cwde
+            | M::Cdqe
+            | M::Cwd
+            | M::Cdq
+            | M::Cqo
+            | M::Shl
+            | M::Sal
+            | M::Shr
+            | M::Sar
+            | M::Rol
+            | M::Ror
+            | M::Rcl
+            | M::Rcr
+            | M::Shld
+            | M::Shrd
+            | M::Bt
+            | M::Bts
+            | M::Btr
+            | M::Btc
+            | M::Bsf
+            | M::Bsr
+            | M::Popcnt
+            | M::Lzcnt
+            | M::Tzcnt
+            | M::Crc32
+            | M::Andn
+            | M::Bextr
+            | M::Blsi
+            | M::Blsmsk
+            | M::Blsr
+            | M::Bzhi
+            | M::Mulx
+            | M::Pdep
+            | M::Pext
+            | M::Rorx
+            | M::Sarx
+            | M::Shlx
+            | M::Shrx
+            | M::Adcx
+            | M::Adox
+            | M::Cmpxchg
+            | M::Cmpxchg8b
+            | M::Cmpxchg16b
+            | M::Xadd
+            | M::Clc
+            | M::Stc
+            | M::Cmc
+            | M::Lahf
+            | M::Sahf
+            | M::Lfence
+            | M::Mfence
+            | M::Sfence
+            | M::Cmova
+            | M::Cmovae
+            | M::Cmovb
+            | M::Cmovbe
+            | M::Cmove
+            | M::Cmovg
+            | M::Cmovge
+            | M::Cmovl
+            | M::Cmovle
+            | M::Cmovne
+            | M::Cmovno
+            | M::Cmovnp
+            | M::Cmovns
+            | M::Cmovo
+            | M::Cmovp
+            | M::Cmovs
+            | M::Seta
+            | M::Setae
+            | M::Setb
+            | M::Setbe
+            | M::Sete
+            | M::Setg
+            | M::Setge
+            | M::Setl
+            | M::Setle
+            | M::Setne
+            | M::Setno
+            | M::Setnp
+            | M::Setns
+            | M::Seto
+            | M::Setp
+            | M::Sets
+    )
+}
+
+/// Instructions on vector and x87 registers.
+fn host_unit(i: &Instruction, mode: Mode) -> (Class, Units) {
+    if !host::native::is_allowed(i) {
+        return (Class::Interpret, Units::default());
+    }
+    let features = i.cpuid_features();
+    let is = |register: fn(Register) -> bool| {
+        (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && register(i.op_register(n)))
+    };
+    let fpu = features.iter().any(|f| matches!(f, CpuidFeature::FPU | CpuidFeature::FPU387));
+    let mmx = is(Register::is_mm) || features.contains(&CpuidFeature::MMX);
+    let vex = i.code().encoding() == iced_x86::EncodingKind::VEX;
+    let only_mmx = features.contains(&CpuidFeature::MMX) && !is(Register::is_vector_register);
+    let sse = !fpu && !only_mmx;
+    let units = Units { vector: sse, x87: fpu || mmx };
+    let usable = if vex { mode.avx } else { (!units.vector || mode.sse) && (!units.x87 || mode.x87) };
+    let class = if usable && (!vex || mode.x87 || !units.x87) { Class::Plain } else { Class::Interpret };
+    (class, units)
+}

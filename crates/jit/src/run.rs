@@ -1,0 +1,309 @@
+//! Running translated code: in, out, and what to do about why it was left.
+
+use crate::cache::{Cache, Key};
+use crate::classify::Mode;
+use crate::frame::Frame;
+use crate::sites::{Flags, Kind, Site};
+use crate::thunks::Reason;
+use cpu::Cpu;
+use cpu::exec::interrupt::TripleFault;
+use cpu::run::{Exit, Interpreter, Step, Tier};
+use cpu::state::{CodeSize, FS, GS, RIP};
+use host::alu::{join_flags, split_flags};
+use memory::{Gva, Hva};
+use std::arch::asm;
+use x86::{PAGE_OFFSET, PAGE_SIZE};
+
+/// How a translator is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Bytes of translated code that are kept.
+    pub cache: usize,
+    /// How often a block is interpreted before it is translated.
+    pub threshold: u16,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { cache: 128 << 20, threshold: 16 }
+    }
+}
+
+/// The translator of one vCPU.
+#[derive(Debug)]
+pub struct Jit {
+    cache: Cache,
+    threshold: u16,
+    /// The TLB table that GS points to.
+    table: u64,
+}
+
+/// Where to go on in translated code.
+#[derive(Clone, Copy, Debug)]
+enum Way {
+    /// At a door from elsewhere, host address.
+    Outer(u64),
+    /// At a door from the same page, offset in the code buffer.
+    Inner(u32),
+    /// Behind a site's instruction.
+    Behind(u32),
+    /// Wherever RIP says.
+    Find,
+}
+
+impl Jit {
+    /// A translator without translations.
+    ///
+    /// # Errors
+    /// The host gives no memory.
+    pub fn new(config: Config) -> Result<Self, host::Error> {
+        Ok(Self { cache: Cache::new(config.cache)?, threshold: config.threshold.max(1), table: 0 })
+    }
+
+    /// Runs the vCPU until something stops it, as [`Cpu::run`] does.
+    pub fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Exit {
+        cpu.signals.set_kick(self.cache.frame.clone());
+        interpreter.overwritten.get_or_insert_default();
+        // The thread may be another one.
+        self.table = 0;
+        cpu.run_with(interpreter, self)
+    }
+
+    /// Forgets all translations: memory was changed behind the guest's back.
+    pub fn clear(&mut self) {
+        self.cache.clear();
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn stats(&self) -> crate::stats::Stats {
+        self.cache.stats
+    }
+
+    /// Enters translated code at `target`, a host address.
+    fn enter(&mut self, cpu: &mut Cpu, stamp: u64, target: u64) -> Reason {
+        let view = cpu.mmu.view();
+        let table = view.base.addr() as u64;
+        if table != self.table {
+            host::gs::set_base(table);
+            self.table = table;
+        }
+        let frame = self.cache.frame.frame();
+        // SAFETY: no translated code runs, so that this thread alone uses the frame (but for its atomics).
+        let f: &mut Frame = unsafe { &mut *frame };
+        f.flags = split_flags(cpu.status);
+        f.stamp = stamp;
+        f.fs = cpu.seg_base[FS];
+        f.gs = cpu.seg_base[GS];
+        f.tlb_mask = view.mask;
+        f.address = cpu.rip() ^ stamp;
+        f.registers = cpu.regs.as_mut_ptr().addr() as u64;
+        f.vector = (&raw mut cpu.vector).addr() as u64;
+        f.target = target;
+        cpu.vector.set_image_mxcsr(host::vector::MXCSR_DEFAULT);
+        let enter = self.cache.host(self.cache.thunks.enter);
+        // SAFETY: the thunk saves and restores what the C convention asks for. Translated code touches the frame, the
+        // vCPU's registers and vector state through the pointers above, and guest memory where a TLB entry of the
+        // current table says so; it comes back with the host's MXCSR and x87 unit in order.
+        unsafe {
+            asm!("call {enter}", enter = in(reg) enter, in("rdi") frame, clobber_abi("C"));
+        }
+        self.cache.stats.entered += 1;
+        // SAFETY: translated code has been left.
+        let f: &mut Frame = unsafe { &mut *frame };
+        cpu.status = join_flags(f.flags);
+        match f.reason {
+            0 => Reason::Interpret,
+            1 => Reason::Access,
+            2 => Reason::Direct,
+            3 => Reason::Fault,
+            _ => Reason::Stale,
+        }
+    }
+
+    fn frame(&mut self) -> &mut Frame {
+        // SAFETY: no translated code runs, so that this thread alone uses the frame (but for its atomics).
+        unsafe { &mut *self.cache.frame.frame() }
+    }
+
+    /// Completes the vCPU's state at a site: as it is before the site's instruction.
+    fn arrive(&mut self, cpu: &mut Cpu, site: &Site) {
+        let base = self.frame().base;
+        cpu.regs[RIP] = base.wrapping_add(site.offset.into());
+        match site.flags {
+            Flags::Frame => {}
+            Flags::Host => cpu.status = join_flags(self.frame().fault_flags),
+            Flags::Recipe(recipe) => cpu.status = recipe.flags(&cpu.regs),
+        }
+    }
+
+    /// Translated code for RIP, if there is any or it is time to make it; interprets otherwise.
+    fn find(
+        &mut self,
+        cpu: &mut Cpu,
+        interpreter: &mut Interpreter,
+        mode: Mode,
+        patch: &mut Option<u32>,
+    ) -> Result<Option<Way>, TripleFault> {
+        loop {
+            let rip = cpu.rip();
+            let stamp = stamp(cpu, mode);
+            if patch.is_none()
+                && let Some(host) = self.cache.frame.find(rip, stamp)
+            {
+                return Ok(Some(Way::Outer(host)));
+            }
+            let gva = Gva(rip);
+            if let Some(start) = cpu.mmu.fetch_fast(gva).map(|page| Hva(page.0 | gva.offset()))
+                && let Some(door) = self.cache.door(Key::new(start, mode))
+            {
+                return Ok(Some(self.through(cpu, mode, door, patch.take())));
+            }
+            self.cache.stats.cold += 1;
+            match cpu.interpret_block(interpreter, self.threshold)? {
+                Step::Near => {}
+                Step::Anew => return Ok(None),
+                Step::Warm => {
+                    let Some(door) = self.translate(cpu, interpreter, mode, patch) else { continue };
+                    return Ok(Some(self.through(cpu, mode, door, patch.take())));
+                }
+            }
+            *patch = None;
+        }
+    }
+
+    /// The way through a door, remembered for the next time.
+    fn through(&mut self, cpu: &mut Cpu, mode: Mode, door: crate::translate::Door, patch: Option<u32>) -> Way {
+        if let Some(patch) = patch {
+            self.cache.link(patch, door.inner);
+            return Way::Inner(door.inner);
+        }
+        let host = self.cache.host(door.outer as usize);
+        let rip = cpu.rip();
+        if cpu.mmu.rely_on_fetch(Gva(rip)).is_some() {
+            self.cache.frame.insert(rip, stamp(cpu, mode), host);
+        }
+        Way::Outer(host)
+    }
+
+    /// Translates the code at RIP, which has just been found worth it.
+    fn translate(
+        &mut self,
+        cpu: &mut Cpu,
+        interpreter: &Interpreter,
+        mode: Mode,
+        patch: &mut Option<u32>,
+    ) -> Option<crate::translate::Door> {
+        let gva = Gva(cpu.rip());
+        let page = cpu.mmu.fetch_fast(gva)?;
+        let mut bytes = [0; PAGE_SIZE as usize];
+        let origin = cpu.origin();
+        cpu.mmu.fetch_bytes(origin, gva.page(), &mut bytes).ok()?;
+        let known = |offset: u16| interpreter.cache.knows(Hva(page.0 | u64::from(offset)), CodeSize::Bits64);
+        let flushes = self.cache.stats.flushes;
+        let (region, door) = self.cache.translate(page, &bytes, gva, &cpu.model.clone(), mode, known)?;
+        if self.cache.stats.flushes != flushes {
+            *patch = None;
+        }
+        for block in &region.blocks {
+            let end = block.last().map_or(0, crate::region::Insn::end);
+            cpu.mmu.protect_code(Hva(page.0 | u64::from(block.offset())), u64::from(end - block.offset()));
+        }
+        Some(door)
+    }
+}
+
+/// What tags of the jump cache are combined with: addresses mean other code under other translations and modes.
+#[inline(always)]
+fn stamp(cpu: &Cpu, mode: Mode) -> u64 {
+    cpu.mmu.fetch_stamp().wrapping_add(mode.bits().wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+impl Tier for Jit {
+    fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+        for page in interpreter.overwritten.iter_mut().flat_map(std::mem::take) {
+            self.cache.drop_page(page);
+        }
+        let mode = Mode::of(cpu);
+        let mut patch = None;
+        let mut way = Way::Find;
+        loop {
+            if self.cache.frame.calm() && cpu.must_poll() {
+                return Ok(());
+            }
+            let target = match way {
+                Way::Find => match self.find(cpu, interpreter, mode, &mut patch)? {
+                    Some(found) => {
+                        way = found;
+                        continue;
+                    }
+                    None => return Ok(()),
+                },
+                Way::Outer(host) => host,
+                Way::Inner(offset) => self.cache.host(offset as usize),
+                Way::Behind(site) => {
+                    let Some(site) = self.cache.sites.get(site).copied() else {
+                        way = Way::Find;
+                        continue;
+                    };
+                    let units = usize::from(site.units.x87) | usize::from(site.units.vector) << 1;
+                    self.frame().behind = self.cache.host(site.next as usize);
+                    let resume = self.cache.thunks.resume.get(units).copied().unwrap_or_default();
+                    self.cache.host(resume)
+                }
+            };
+            let reason = self.enter(cpu, stamp(cpu, mode), target);
+            let number = match reason {
+                Reason::Fault => {
+                    self.cache.stats.faults += 1;
+                    let pc = self.frame().landing.pc.wrapping_sub(self.cache.host(0));
+                    self.cache.sites.at(pc as usize).unwrap_or(u32::MAX)
+                }
+                _ => self.frame().site,
+            };
+            if reason == Reason::Stale {
+                let frame = self.frame();
+                let rip = frame.address ^ frame.stamp;
+                cpu.regs[RIP] = rip;
+                self.cache.frame.forget(rip);
+                way = Way::Find;
+                continue;
+            }
+            let Some(site) = self.cache.sites.get(number).copied() else {
+                unreachable!("translated code was left at a place that is no site: {reason:?} {number}");
+            };
+            if let Kind::Direct { target, patch: at } = site.kind {
+                self.cache.stats.exits += 1;
+                cpu.regs[RIP] = self.frame().base.wrapping_add(target.into());
+                patch = (at != 0 && u64::from(target) <= PAGE_OFFSET).then_some(at);
+                way = Way::Find;
+                continue;
+            }
+            self.arrive(cpu, &site);
+            if reason == Reason::Fault && self.cache.frame.calm() {
+                // A poll, most likely: whatever else it was will fault again.
+                if cpu.must_poll() {
+                    return Ok(());
+                }
+                way = Way::Find;
+                continue;
+            }
+            let address = self.frame().address;
+            match reason {
+                Reason::Access => self.cache.stats.accesses += 1,
+                _ => self.cache.stats.interpreted += 1,
+            }
+            let step = cpu.interpret_one(interpreter)?;
+            if let (Reason::Access, Kind::Access { size, write }) = (reason, site.kind)
+                && let Some(offset) = cpu.mmu.site(Gva(address), size.into(), write)
+            {
+                self.cache.frame.remember(number, offset);
+            }
+            if step != Step::Near {
+                return Ok(());
+            }
+            let here = cpu.rip().wrapping_sub(self.frame().base);
+            way = if site.next != 0 && here == u64::from(site.following) { Way::Behind(number) } else { Way::Find };
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What is known of the places at which translated code can be left.
+
+use crate::classify::Units;
+use crate::flags::Recipe;
+
+/// Where the status flags are at a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flags {
+    /// In the frame.
+    Frame,
+    /// In the host's RFLAGS, when the fault happens.
+    Host,
+    /// To be made again.
+    Recipe(Recipe),
+}
+
+/// What a site does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An instruction that may fault, be interpreted, or poll.
+    Instruction,
+    /// It accesses memory through a remembered TLB entry.
+    Access {
+        /// Bytes.
+        size: u8,
+        /// Whether it writes.
+        write: bool,
+    },
+    /// A jump within the page, made by the host jump whose displacement is at `patch` in the code buffer.
+    Direct {
+        /// Where in the page it goes.
+        target: u16,
+        /// Offset in the code buffer.
+        patch: u32,
+    },
+}
+
+/// A site: an instruction that can leave translated code.
+#[derive(Clone, Copy, Debug)]
+pub struct Site {
+    /// Where in its page the guest instruction is.
+    pub offset: u16,
+    /// The units whose registers must be loaded to go on behind it.
+    pub units: Units,
+    /// Where the status flags are.
+    pub flags: Flags,
+    /// What it does.
+    pub kind: Kind,
+    /// Where the code for what follows it is in the code buffer; 0: nowhere.
+    pub next: u32,
+    /// Where in the page that is.
+    pub following: u16,
+}
+
+/// All sites of a vCPU, and which of them host code belongs to.
+#[derive(Debug, Default)]
+pub struct Sites {
+    all: Vec<Site>,
+    /// Host code from this offset on belongs to this site. Ascending.
+    faults: Vec<(u32, u32)>,
+}
+
+impl Sites {
+    /// Number of sites.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// Adds one and gives its number.
+    pub fn add(&mut self, site: Site) -> u32 {
+        self.all.push(site);
+        self.all.len() as u32 - 1
+    }
+
+    /// A site by its number.
+    #[must_use]
+    pub fn get(&self, number: u32) -> Option<&Site> {
+        self.all.get(number as usize)
+    }
+
+    /// A site to be completed.
+    pub fn get_mut(&mut self, number: u32) -> Option<&mut Site> {
+        self.all.get_mut(number as usize)
+    }
+
+    /// Faults of host code from `host` on belong to `site`.
+    pub fn covers(&mut self, host: usize, site: u32) {
+        self.faults.push((host as u32, site));
+    }
+
+    /// The site that host code at `host` belongs to.
+    #[must_use]
+    pub fn at(&self, host: usize) -> Option<u32> {
+        let after = self.faults.partition_point(|(start, _)| *start as usize <= host);
+        self.faults.get(after.checked_sub(1)?).map(|(_, site)| *site)
+    }
+
+    /// Forgets all but the first `sites` and what covers host code from `host` on: a translation that came to nothing.
+    pub fn truncate(&mut self, sites: usize, host: usize) {
+        self.all.truncate(sites);
+        let keep = self.faults.partition_point(|(start, _)| (*start as usize) < host);
+        self.faults.truncate(keep);
+    }
+}

@@ -1,0 +1,169 @@
+//! Memory operands: the check of an access, and what the operand becomes.
+//!
+//! An access of `size` bytes at `ea`, whose site remembers that its page's TLB entry is `T1` bytes into the table:
+//!
+//! ```text
+//! mov  T1d, [slot]            ; what the site remembers
+//! lea  T0, [ea]
+//! sub  T0, gs:[T1+comparator] ; GS: the current table
+//! cmp  T0, 4096-size          ; in that page, all of it, and nothing to be said against it?
+//! ja   slow                   ; find the entry by the address, remember it, try again
+//! mov  T1, gs:[T1+addend]
+//! op   reg, [ea+T1]
+//! ```
+//!
+//! Neither the entry nor the addend depends on the address, so the processor predicts its way past the check.
+
+use super::{Cold, Job, Refused};
+use crate::asm::{Cond, Mem, Reg};
+use crate::frame::{Frame, SLOTS};
+use crate::region::Insn;
+use crate::regs::{Place, T0, T1, field, place};
+use crate::sites::Kind;
+use iced_x86::{Instruction, Register};
+use memory::tlb::Entry;
+use std::mem::offset_of;
+
+/// An effective address in guest terms.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Address {
+    base: Option<Place>,
+    /// And log2 of its scale.
+    index: Option<(Place, u8)>,
+    disp: i32,
+    /// The page's address in the frame, for operands relative to RIP.
+    page: Option<Mem>,
+    /// The base of FS or GS in the frame.
+    segment: Option<Mem>,
+}
+
+impl Address {
+    /// Of the memory operand of `i`. `None`: it has no form here.
+    pub fn of(i: &Instruction) -> Option<Self> {
+        let disp = i32::try_from(i.memory_displacement64().cast_signed()).ok()?;
+        let segment = match i.memory_segment() {
+            Register::FS => Some(field(offset_of!(Frame, fs))),
+            Register::GS => Some(field(offset_of!(Frame, gs))),
+            _ => None,
+        };
+        if i.memory_base() == Register::RIP {
+            let page = Some(field(offset_of!(Frame, base)));
+            return Some(Self { base: None, index: None, disp, page, segment });
+        }
+        let guest = |register: Register| register.is_gpr64().then(|| place(register.number() as Reg));
+        let base = match i.memory_base() {
+            Register::None => None,
+            register => Some(guest(register)?),
+        };
+        let index = match i.memory_index() {
+            Register::None => None,
+            register => Some((guest(register)?, i.memory_index_scale().trailing_zeros() as u8)),
+        };
+        Some(Self { base, index, disp, page: None, segment })
+    }
+
+    /// `disp` bytes from guest register `register`.
+    pub fn off(register: Reg, disp: i32) -> Self {
+        Self { base: Some(place(register)), index: None, disp, page: None, segment: None }
+    }
+}
+
+impl Job<'_> {
+    /// Puts the effective address into T0.
+    fn effective(&mut self, address: &Address) {
+        let Address { base, index, disp, page, segment } = *address;
+        let mut segment = segment;
+        match (base, index) {
+            (Some(Place::Host(base)), None) if disp == 0 => self.asm.mov(T0, base),
+            (Some(Place::Host(base)), None) => self.asm.lea(T0, Mem::at(base, disp)),
+            (Some(Place::Host(base)), Some((Place::Host(index), shift))) => {
+                self.asm.lea(T0, Mem::at(base, disp).index(index, shift));
+            }
+            (None, Some((Place::Host(index), shift))) => {
+                self.asm.lea(T0, Mem { index: Some((index, shift)), disp, ..Mem::default() });
+            }
+            (Some(Place::Home(home)), index) if !matches!(index, Some((Place::Home(_), _))) => {
+                self.asm.load(T0, home);
+                let sum = match index {
+                    Some((Place::Host(index), shift)) => Mem::at(T0, disp).index(index, shift),
+                    _ => Mem::at(T0, disp),
+                };
+                if sum != Mem::at(T0, 0) {
+                    self.asm.lea(T0, sum);
+                }
+            }
+            (base, Some((Place::Home(home), shift))) => {
+                self.asm.load(T0, home);
+                let scaled = Mem { index: Some((T0, shift)), disp, ..Mem::default() };
+                match base {
+                    Some(Place::Host(base)) => self.asm.lea(T0, Mem { base: Some(base), ..scaled }),
+                    Some(Place::Home(base)) => {
+                        self.asm.lea(T0, scaled);
+                        self.asm.add_mem(T0, base);
+                    }
+                    None => self.asm.lea(T0, scaled),
+                }
+            }
+            // A displacement alone, or from a base in the frame.
+            _ => match page.or_else(|| segment.take()) {
+                Some(from) => {
+                    self.asm.load(T0, from);
+                    if disp != 0 {
+                        self.asm.lea(T0, Mem::at(T0, disp));
+                    }
+                }
+                None => {
+                    // MOV of a sign-extended immediate.
+                    self.asm.rr(true, &[0xc7], 0, T0);
+                    self.asm.raw(&disp.to_le_bytes());
+                }
+            },
+        }
+        if let Some(segment) = segment {
+            self.asm.add_mem(T0, segment);
+        }
+    }
+
+    /// Emits the check of an access. Gives the host's operand, of which T1 is a part; T0 is free. The host's flags are
+    /// lost.
+    pub(super) fn access(&mut self, insn: &Insn, address: &Address, size: u32, write: bool) -> Result<Mem, Refused> {
+        let thunk = self.thunks.access(size, write).ok_or(Refused)?;
+        self.lose_flags(insn);
+        let site = self.site(insn.offset, insn.end(), Kind::Access { size: size as u8, write });
+        self.sites.covers(self.asm.here(), site);
+        let (retry, miss) = (self.asm.label(), self.asm.label());
+        self.asm.bind(retry);
+        self.asm.load32(T1, field(SLOTS + 4 * site as usize));
+        self.effective(address);
+        self.asm.sub_mem(T0, Mem::gs(T1, if write { Entry::WRITE } else { Entry::READ } as i32));
+        self.asm.cmp_imm(T0, 4096 - size as i32);
+        self.asm.jcc(Cond::A, miss);
+        self.asm.load(T1, Mem::gs(T1, Entry::ADDEND as i32));
+        self.cold.push(Cold::Access { at: miss, site, thunk, retry });
+        self.accesses.push(site);
+        Ok(self.translated(address))
+    }
+
+    /// The operand, given the addend in T1. May use T0 in between.
+    fn translated(&mut self, address: &Address) -> Mem {
+        let Address { base, index, disp, page, segment } = *address;
+        for from in [page, segment].into_iter().flatten() {
+            self.asm.add_mem(T1, from);
+        }
+        match base {
+            Some(Place::Host(base)) if index.is_none() => return Mem::at(base, disp).index(T1, 0),
+            Some(Place::Host(base)) => self.asm.add(T1, base),
+            Some(Place::Home(home)) => self.asm.add_mem(T1, home),
+            None => {}
+        }
+        match index {
+            Some((Place::Host(index), shift)) => Mem::at(T1, disp).index(index, shift),
+            Some((Place::Home(home), shift)) => {
+                self.asm.load(T0, home);
+                self.asm.lea(T1, Mem::at(T1, disp).index(T0, shift));
+                Mem::at(T1, 0)
+            }
+            None => Mem::at(T1, disp),
+        }
+    }
+}
