@@ -65,6 +65,8 @@ pub struct Frame {
     pub saved: u64,
     /// Where to go on behind a site.
     pub behind: u64,
+    /// Addends of groups of accesses: see `translate::groups`.
+    pub addends: [u64; crate::translate::groups::KEPT],
     /// Status flags at a fault that the host raised.
     pub fault_flags: u64,
     /// Not zero: the vector registers and MXCSR are the guest's.

@@ -12,9 +12,6 @@ use host::vector::VectorState;
 use memory::tlb::Entry;
 use std::mem::offset_of;
 
-/// Sizes of accesses that have a thunk, in bytes.
-pub const SIZES: [u32; 7] = [1, 2, 4, 8, 10, 16, 32];
-
 /// Why translated code was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -51,8 +48,11 @@ pub struct Thunks {
     /// Where to enter to go on at `Frame::behind` with RFLAGS and the registers of these units loaded: x87 (1),
     /// vector (2), both.
     pub resume: [usize; 4],
-    /// To be called when an access misses: for each of [`SIZES`], for reading and for writing.
-    pub access: [[usize; 2]; SIZES.len()],
+    /// To be called when an access misses, for reading and for writing, with the highest offset in a page at which it
+    /// may start and the site's number on the stack. Returns to try again, or leaves.
+    pub access: [usize; 2],
+    /// The same for the first of a group: returns to try again, or five bytes further.
+    pub group: [usize; 2],
 }
 
 impl Thunks {
@@ -98,20 +98,12 @@ impl Thunks {
         save_flags(&mut asm, offset_of!(Frame, fault_flags));
         asm.mov(RAX, T0);
         reason(&mut asm, Reason::Fault);
-        for (size, kinds) in SIZES.iter().zip(&mut thunks.access) {
-            for (comparator, thunk) in [Entry::READ, Entry::WRITE].into_iter().zip(kinds) {
-                *thunk = access(&mut asm, *size, comparator as i32, missed);
-            }
+        for (n, comparator) in [Entry::READ, Entry::WRITE].into_iter().enumerate() {
+            thunks.access[n] = access(&mut asm, comparator as i32, Some(missed));
+            thunks.group[n] = access(&mut asm, comparator as i32, None);
         }
         code.append(asm.finish()?)?;
         Some(thunks)
-    }
-
-    /// The thunk for an access of `size` bytes, if there is one.
-    #[must_use]
-    pub fn access(&self, size: u32, write: bool) -> Option<usize> {
-        let (_, kinds) = SIZES.iter().zip(&self.access).find(|(known, _)| **known == size)?;
-        kinds.get(usize::from(write)).copied()
     }
 }
 
@@ -254,11 +246,12 @@ fn load_x87(asm: &mut Asm, store_vector: usize, load_vector: usize) -> usize {
 }
 
 /// An access whose remembered entry is not its page's: T0 holds address minus comparator, T1 the entry's offset, the
-/// stack the site. Finds the entry by the address; if that one serves, the site remembers it and tries again.
-fn access(asm: &mut Asm, size: u32, comparator: i32, missed: usize) -> usize {
+/// stack the limit and the site. Finds the entry by the address; if that one serves, the site remembers it and tries
+/// again. If not, goes to `missed`, or returns to behind the jump that tries again.
+fn access(asm: &mut Asm, comparator: i32, missed: Option<usize>) -> usize {
     let here = asm.here();
-    // The return address and the site's number are on the stack.
-    let frame = |offset: usize| field(offset + 16);
+    // The return address, the site's number and the limit are on the stack.
+    let frame = |offset: usize| field(offset + 24);
     let miss = asm.label();
     asm.add_mem(T0, Mem::gs(T1, comparator));
     asm.store(frame(offset_of!(Frame, address)), T0);
@@ -267,16 +260,27 @@ fn access(asm: &mut Asm, size: u32, comparator: i32, missed: usize) -> usize {
     asm.shr(RCX, 7);
     asm.and_mem(RCX, frame(offset_of!(Frame, tlb_mask)));
     asm.sub_mem(T0, Mem::gs(RCX, comparator));
-    asm.cmp_imm(T0, 4096 - size as i32);
+    asm.cmp_mem(T0, Mem::at(RSP, 16));
     asm.load32(T1, Mem::at(RSP, 8));
     asm.jcc(Cond::A, miss);
-    asm.store32(Mem::at(RSP, SLOTS as i32 + 16).index(T1, 2), RCX);
+    asm.store32(Mem::at(RSP, SLOTS as i32 + 24).index(T1, 2), RCX);
     asm.load(RCX, frame(offset_of!(Frame, saved)));
-    asm.ret(8);
+    asm.ret(16);
     asm.bind(miss);
     asm.load(RCX, frame(offset_of!(Frame, saved)));
-    asm.lea(RSP, Mem::at(RSP, 16));
-    asm.store32(field(offset_of!(Frame, site)), T1);
-    asm.jmp_to(missed);
+    match missed {
+        Some(missed) => {
+            asm.lea(RSP, Mem::at(RSP, 24));
+            asm.store32(field(offset_of!(Frame, site)), T1);
+            asm.jmp_to(missed);
+        }
+        None => {
+            asm.load(T1, Mem::at(RSP, 0));
+            // Over the jump that tries again.
+            asm.lea(T1, Mem::at(T1, 5));
+            asm.store(Mem::at(RSP, 0), T1);
+            asm.ret(16);
+        }
+    }
     here
 }

@@ -14,8 +14,9 @@
 //!
 //! Neither the entry nor the addend depends on the address, so the processor predicts its way past the check.
 
+use super::groups::Member;
 use super::{Cold, Job, Refused};
-use crate::asm::{Cond, Mem, Reg};
+use crate::asm::{Cond, Label, Mem, Reg};
 use crate::frame::{Frame, SLOTS};
 use crate::region::Insn;
 use crate::regs::{Place, T0, T1, field, place};
@@ -124,24 +125,116 @@ impl Job<'_> {
         }
     }
 
-    /// Emits the check of an access. Gives the host's operand, of which T1 is a part; T0 is free. The host's flags are
-    /// lost.
+    /// Makes the one access of `insn` possible. Gives the host's operand, of which T1 is a part; T0 is free. The
+    /// host's flags are lost if [`Job::checks`] says so.
     pub(super) fn access(&mut self, insn: &Insn, address: &Address, size: u32, write: bool) -> Result<Mem, Refused> {
-        let thunk = self.thunks.access(size, write).ok_or(Refused)?;
+        match self.member() {
+            Some(member) => self.grouped(insn, address, member),
+            None => self.lone(insn, address, size, write),
+        }
+    }
+
+    /// Whether the current instruction's access is checked, and the host's flags are lost to that.
+    pub(super) fn checks(&self) -> bool {
+        self.member().is_none_or(|member| self.leads(member))
+    }
+
+    /// The current instruction's place in a group.
+    fn member(&self) -> Option<Member> {
+        if self.careful { None } else { self.plan.members.get(self.at).copied().flatten() }
+    }
+
+    fn leads(&self, member: Member) -> bool {
+        self.plan.groups.get(member.group).is_some_and(|group| group.first == self.at)
+    }
+
+    /// An access with a check of its own.
+    fn lone(&mut self, insn: &Insn, address: &Address, size: u32, write: bool) -> Result<Mem, Refused> {
         self.lose_flags(insn);
         let site = self.site(insn.offset, insn.end(), Kind::Access { size: size as u8, write });
+        self.check(site, address, size, write, None);
+        self.accesses.push(site);
+        self.resident = None;
+        Ok(self.translated(address))
+    }
+
+    /// The check itself: leaves the addend in T1. A miss goes on at `miss`, or out.
+    fn check(&mut self, site: u32, address: &Address, size: u32, write: bool, miss: Option<Label>) {
         self.sites.covers(self.asm.here(), site);
-        let (retry, miss) = (self.asm.label(), self.asm.label());
+        let (retry, at) = (self.asm.label(), self.asm.label());
+        let limit = 4096 - size;
         self.asm.bind(retry);
         self.asm.load32(T1, field(SLOTS + 4 * site as usize));
         self.effective(address);
         self.asm.sub_mem(T0, Mem::gs(T1, if write { Entry::WRITE } else { Entry::READ } as i32));
-        self.asm.cmp_imm(T0, 4096 - size as i32);
-        self.asm.jcc(Cond::A, miss);
+        self.asm.cmp_imm(T0, limit as i32);
+        self.asm.jcc(Cond::A, at);
         self.asm.load(T1, Mem::gs(T1, Entry::ADDEND as i32));
-        self.cold.push(Cold::Access { at: miss, site, thunk, retry });
-        self.accesses.push(site);
-        Ok(self.translated(address))
+        self.cold.push(Cold::Access { at, site, limit, write, retry, miss });
+    }
+
+    /// An access that shares its group's check.
+    fn grouped(&mut self, insn: &Insn, address: &Address, member: Member) -> Result<Mem, Refused> {
+        let group = *self.plan.groups.get(member.group).ok_or(Refused)?;
+        let kept = group.kept.map(|n| field(offset_of!(Frame, addends) + 8 * n));
+        // With a base in a register the operand is that register plus the addend. Else T1 gets the sum of the addend
+        // and of all that is the same for all members, with the base as it is at that time.
+        let simple =
+            matches!(address.base, Some(Place::Host(_))) && address.index.is_none() && address.segment.is_none();
+        if group.first == self.at {
+            self.lose_flags(insn);
+            let site = self.site(insn.offset, insn.end(), Kind::Instruction);
+            let low = i32::try_from(group.low() - i64::from(member.delta)).map_err(|_| Refused)?;
+            let lowest = Address { disp: low, ..*address };
+            let miss = self.slow_way()?;
+            self.check(site, &lowest, group.span(), group.write, Some(miss));
+            self.resident = None;
+            if let Some(kept) = kept {
+                self.asm.store(kept, T1);
+            }
+        } else {
+            let site = self.site(insn.offset, insn.end(), Kind::Instruction);
+            self.sites.covers(self.asm.here(), site);
+            if self.resident.is_none_or(|(resident, _)| resident != member.group) {
+                self.asm.load(T1, kept.ok_or(Refused)?);
+                self.resident = None;
+            }
+        }
+        if simple {
+            self.resident = Some((member.group, member.delta));
+            return Ok(self.translated(address));
+        }
+        let from = match self.resident {
+            Some((_, delta)) => delta,
+            None => {
+                for from in [address.page, address.segment].into_iter().flatten() {
+                    self.add_t1(from);
+                }
+                match address.base {
+                    Some(Place::Host(base)) => self.asm.lea(T1, Mem::at(T1, 0).index(base, 0)),
+                    Some(Place::Home(home)) => self.add_t1(home),
+                    None => {}
+                }
+                member.delta
+            }
+        };
+        self.resident = Some((member.group, from));
+        let disp = address.disp.checked_add(member.delta - from).ok_or(Refused)?;
+        Ok(match address.index {
+            Some((Place::Host(index), shift)) => Mem::at(T1, disp).index(index, shift),
+            Some((Place::Home(home), shift)) => {
+                self.asm.load(T0, home);
+                self.asm.lea(T0, Mem::at(T1, disp).index(T0, shift));
+                Mem::at(T0, 0)
+            }
+            None => Mem::at(T1, disp),
+        })
+    }
+
+    /// Adds to T1 without touching a flag.
+    fn add_t1(&mut self, from: Mem) {
+        self.asm.load(T0, from);
+        self.asm.lea(T1, Mem::at(T1, 0).index(T0, 0));
     }
 
     /// The operand, given the addend in T1. May use T0 in between.

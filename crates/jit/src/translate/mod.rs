@@ -5,6 +5,7 @@
 //! so that any instruction can be left to the interpreter at any time.
 
 mod control;
+pub mod groups;
 mod memory;
 mod plain;
 
@@ -18,8 +19,10 @@ use crate::region::{Entry, Insn, Region};
 use crate::regs::{T0, T1, field};
 use crate::sites::{Flags, Kind, Site, Sites};
 use crate::thunks::{Thunks, restore_flags, save_flags};
+use groups::Plan;
 use iced_x86::{Encoder, InstructionInfoFactory};
 use std::mem::offset_of;
+use std::ops::RangeInclusive;
 
 /// Why a region was not translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +53,10 @@ pub struct Door {
 
 /// Code that is rarely reached, emitted behind the rest.
 enum Cold {
-    /// An access that missed.
-    Access { at: Label, site: u32, thunk: usize, retry: Label },
+    /// An access that missed; where to go if that of a group cannot be helped.
+    Access { at: Label, site: u32, limit: u32, write: bool, retry: Label, miss: Option<Label> },
+    /// A cluster, with a check for each access. `join`: where the other copy ends, and the flags there.
+    Cluster { block: usize, slow: Slow, join: Label, state: State },
     /// An instruction that is left to the interpreter.
     Interpret { at: Label, site: u32 },
     /// A jump to code that was not translated.
@@ -62,6 +67,15 @@ enum Cold {
     Exit { at: Label, state: State, offset: u16, following: u16, target: i64 },
     /// The entry of a block that another one falls into.
     Door { block: usize },
+}
+
+/// The copy of a cluster that checks each access, while the other one is translated.
+struct Slow {
+    range: RangeInclusive<usize>,
+    /// Where its instructions begin.
+    labels: Vec<Label>,
+    /// Where the flags are for who comes from a group's first member.
+    enter: Vec<Option<State>>,
 }
 
 /// Kept between translations, for its buffers.
@@ -95,8 +109,26 @@ impl Translator {
         thunks: &Thunks,
         sites: &mut Sites,
     ) -> Result<(&[u8], Vec<Door>), Refused> {
-        self.asm.reset(origin);
         let before = sites.len();
+        // What groups cannot express is translated without them.
+        for grouping in [true, false] {
+            match self.attempt(region, origin, thunks, sites, grouping) {
+                Ok(doors) => return self.asm.finish().map(|code| (code, doors)).ok_or(Refused),
+                Err(Refused) => sites.truncate(before, origin),
+            }
+        }
+        Err(Refused)
+    }
+
+    fn attempt(
+        &mut self,
+        region: &Region,
+        origin: usize,
+        thunks: &Thunks,
+        sites: &mut Sites,
+        grouping: bool,
+    ) -> Result<Vec<Door>, Refused> {
+        self.asm.reset(origin);
         let count = region.blocks.len();
         let labels = (0..count).map(|_| self.asm.label()).collect();
         let mut job = Job {
@@ -114,16 +146,15 @@ impl Translator {
             cold: Vec::new(),
             doors: Vec::new(),
             state: State::FRAME,
+            grouping,
+            careful: false,
+            plan: Plan::default(),
+            at: 0,
+            slow: None,
+            resident: None,
         };
-        let result = job.run();
-        let doors = std::mem::take(&mut job.doors);
-        match (result, self.asm.finish()) {
-            (Ok(()), Some(code)) => Ok((code, doors)),
-            _ => {
-                sites.truncate(before, origin);
-                Err(Refused)
-            }
-        }
+        job.run()?;
+        Ok(job.doors)
     }
 }
 
@@ -148,6 +179,17 @@ struct Job<'a> {
     cold: Vec<Cold>,
     doors: Vec<Door>,
     state: State,
+    /// Accesses may share checks.
+    grouping: bool,
+    /// In the copy of a cluster in which they do not.
+    careful: bool,
+    plan: Plan,
+    /// The current instruction's number in its block.
+    at: usize,
+    /// The other copy of the current cluster.
+    slow: Option<Slow>,
+    /// The group whose addend T1 holds, and the distance of the base that is added to it, if one is.
+    resident: Option<(usize, i32)>,
 }
 
 impl Job<'_> {
@@ -192,12 +234,21 @@ impl Job<'_> {
             Entry::Frame => State::FRAME,
             Entry::Inherited => *self.entry.get(n).ok_or(Refused)?,
         };
-        let loops = block.loops();
+        self.plan = if self.grouping { Plan::of(block) } else { Plan::default() };
+        self.resident = None;
         for (k, insn) in block.insns.iter().enumerate() {
-            if loops && k + 1 == block.insns.len() {
-                self.poll(insn);
+            self.at = k;
+            if let Some(range) = self.plan.clusters.iter().find(|range| *range.start() == k).cloned() {
+                let labels = range.clone().map(|_| self.asm.label()).collect();
+                let enter = vec![None; range.clone().count()];
+                self.slow = Some(Slow { range, labels, enter });
             }
             self.insn(n, insn)?;
+            if let Some(slow) = self.slow.take_if(|slow| *slow.range.end() == k) {
+                let join = self.asm.label();
+                self.asm.bind(join);
+                self.cold.push(Cold::Cluster { block: n, slow, join, state: self.state });
+            }
         }
         let last = block.last().ok_or(Refused)?;
         if last.class.ends() {
@@ -237,6 +288,10 @@ impl Job<'_> {
     }
 
     fn insn(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
+        let block = self.region.blocks.get(n).ok_or(Refused)?;
+        if self.at + 1 == block.insns.len() && block.loops() {
+            self.poll(insn);
+        }
         match insn.class {
             Class::Plain => self.plain(insn)?,
             Class::Nop => {}
@@ -255,8 +310,12 @@ impl Job<'_> {
         }
         let accesses = std::mem::take(&mut self.accesses);
         if !accesses.is_empty() && !insn.class.ends() {
-            let label = self.asm.label();
-            self.asm.bind(label);
+            // Within a cluster groups have to be checked again, for which there is the other copy.
+            let other = self.slow.as_ref().and_then(|slow| slow.labels.get(self.at + 1 - slow.range.start()).copied());
+            let label = other.unwrap_or_else(|| self.asm.label());
+            if other.is_none() {
+                self.asm.bind(label);
+            }
             self.resumes.extend(accesses.into_iter().map(|site| (site, label)));
         }
         if self.state.recipe.is_some_and(|recipe| recipe.registers() & insn.changes != 0) {
@@ -318,9 +377,19 @@ impl Job<'_> {
         self.state.rflags = true;
     }
 
+    /// The label of the current instruction in the cluster's other copy, for who has lost the host's flags.
+    fn slow_way(&mut self) -> Result<Label, Refused> {
+        let slow = self.slow.as_mut().ok_or(Refused)?;
+        let n = self.at - slow.range.start();
+        *slow.enter.get_mut(n).ok_or(Refused)? = Some(self.state);
+        slow.labels.get(n).copied().ok_or(Refused)
+    }
+
     /// Before the host's flags are changed on the way to `insn`: keeps them if they cannot be made again.
     fn lose_flags(&mut self, insn: &Insn) {
-        if self.state.rflags && !self.state.frame {
+        if self.careful {
+            self.keep_flags();
+        } else if self.state.rflags && !self.state.frame {
             let future = insn.before;
             let again = self.state.recipe.is_some_and(|recipe| recipe.registers() & future.changed == 0);
             if future.needed || (future.seen && !again) {
@@ -335,12 +404,18 @@ impl Job<'_> {
     fn emit_cold(&mut self) -> Result<(), Refused> {
         while let Some(cold) = self.cold.pop() {
             match cold {
-                Cold::Access { at, site, thunk, retry } => {
+                Cold::Access { at, site, limit, write, retry, miss } => {
                     self.asm.bind(at);
+                    self.asm.push_imm(limit);
                     self.asm.push_imm(site);
-                    self.asm.call_to(thunk);
+                    let thunks = if miss.is_some() { self.thunks.group } else { self.thunks.access };
+                    self.asm.call_to(thunks[usize::from(write)]);
                     self.asm.jmp(retry);
+                    if let Some(miss) = miss {
+                        self.asm.jmp(miss);
+                    }
                 }
+                Cold::Cluster { block, slow, join, state } => self.cluster(block, slow, join, state)?,
                 Cold::Interpret { at, site } => {
                     self.asm.bind(at);
                     self.asm.store_imm32(field(offset_of!(Frame, site)), site);
@@ -370,6 +445,40 @@ impl Job<'_> {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// The copy of a cluster in which each access is checked.
+    fn cluster(&mut self, n: usize, slow: Slow, join: Label, end: State) -> Result<(), Refused> {
+        let block = self.region.blocks.get(n).ok_or(Refused)?;
+        self.careful = true;
+        self.state = slow.enter.first().copied().flatten().ok_or(Refused)?;
+        for ((at, label), enter) in slow.range.clone().zip(&slow.labels).zip(&slow.enter) {
+            if let Some(enter) = enter {
+                if enter.frame {
+                    self.keep_flags();
+                }
+                let frame = self.state.frame && enter.frame;
+                self.state = State { rflags: false, frame, recipe: enter.recipe.or(self.state.recipe) };
+            }
+            self.asm.bind(*label);
+            self.at = at;
+            self.insn(n, block.insns.get(at).ok_or(Refused)?)?;
+        }
+        self.careful = false;
+        if block.insns.get(*slow.range.end()).is_some_and(|insn| insn.class.ends()) {
+            return Ok(());
+        }
+        if end.frame {
+            self.keep_flags();
+        }
+        if end.rflags && self.state.frame {
+            self.need_flags();
+        }
+        if (end.frame && !self.state.frame) || (end.rflags && !self.state.rflags) {
+            return Err(Refused);
+        }
+        self.asm.jmp(join);
         Ok(())
     }
 }

@@ -6,7 +6,6 @@ use crate::asm::{Mem, Reg};
 use crate::frame::Frame;
 use crate::region::Insn;
 use crate::regs::{Place, T0, T1, field, place};
-use crate::thunks::SIZES;
 use iced_x86::{Instruction, OpAccess, OpKind, Register};
 use std::mem::offset_of;
 
@@ -14,7 +13,7 @@ use std::mem::offset_of;
 /// host register as there are scratch registers, and AH, CH, DH, BH only where no REX prefix is needed.
 #[must_use]
 pub fn fits(i: &Instruction, memory: bool) -> bool {
-    if memory && (Address::of(i).is_none() || !SIZES.contains(&(i.memory_size().size() as u32))) {
+    if memory && (Address::of(i).is_none() || !matches!(i.memory_size().size(), 1 | 2 | 4 | 8 | 10 | 16 | 32)) {
         return false;
     }
     let registers = || (0..i.op_count()).filter(|n| i.op_kind(*n) == OpKind::Register).map(|n| i.op_register(n));
@@ -71,7 +70,7 @@ impl Job<'_> {
         if let Some(write) = insn.memory {
             let address = Address::of(&insn.i).ok_or(Refused)?;
             let reads = self.reads_flags(insn);
-            if reads {
+            if reads && self.checks() {
                 self.keep_flags();
             }
             let operand = self.access(insn, &address, insn.i.memory_size().size() as u32, write)?;
@@ -115,6 +114,9 @@ impl Job<'_> {
                     let known = taken.iter().position(|it| *it == Some(guest(register)));
                     let slot = known.or_else(|| taken.iter().position(Option::is_none)).ok_or(Refused)?;
                     let scratch = if slot == 0 { T0 } else { T1 };
+                    if scratch == T1 {
+                        self.resident = None;
+                    }
                     let access = self.factory.info(&insn.i).op_access(n);
                     // What is not written whole must be there before.
                     let whole = access == OpAccess::Write && register.size() >= 4;
@@ -172,6 +174,7 @@ impl Job<'_> {
                 out.set_memory_base(renamed);
             }
         }
+        self.resident = None;
         if i.memory_index() != Register::None {
             let renamed = take(self, i.memory_index(), T1);
             out.set_memory_index(renamed);
