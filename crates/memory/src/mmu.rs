@@ -16,7 +16,7 @@ use crate::walk::{Inspection, Mode, Paging};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
 use std::fmt;
 use std::sync::Arc;
-use x86::{Cr0, Cr4, Efer, PAGE_OFFSET, PageFaultCode};
+use x86::{Cr0, Cr4, Efer, PageFaultCode};
 
 mod control;
 mod fetch;
@@ -105,8 +105,8 @@ pub enum Invpcid {
 /// `repr(C)`: translated code reads the first field, the current table.
 #[repr(C)]
 pub struct Mmu {
-    /// The main table of the current PCID and space. Invariant: it points to entries that `tlb` owns, or to the one
-    /// entry that matches nothing; renewed by [`Mmu::renew`] after anything that may move or change tables.
+    /// The main table of the current PCID and space. Invariant: it points to entries that `tlb` owns; renewed by
+    /// [`Mmu::renew`] after anything that may change which table is current, or its size.
     view: View,
     /// The current space.
     space: Space,
@@ -119,7 +119,7 @@ pub struct Mmu {
     observer: Option<Arc<dyn Observer>>,
 }
 
-// SAFETY: the pointer in `view` is into tables that `tlb` owns, or to a constant; the rest is Send by itself.
+// SAFETY: the pointer in `view` is into tables that `tlb` owns; the rest is Send by itself.
 unsafe impl Send for Mmu {}
 
 impl Mmu {
@@ -129,10 +129,9 @@ impl Mmu {
     /// The MMU of vCPU number `cpu`, with all registers zero: paging off.
     #[must_use]
     pub fn new(map: Arc<PhysicalMap>, cpu: usize) -> Self {
-        let mut tlb = Tlb::new();
-        tlb.select(0);
+        let tlb = Tlb::new();
         Self {
-            view: View::EMPTY,
+            view: tlb.view(Space::Kernel),
             space: Space::Kernel,
             cpu,
             notices: map.code().subscribe(),
@@ -207,10 +206,34 @@ impl Mmu {
         self.view = self.tlb.view(self.effective(self.space));
     }
 
+    /// The main table of the current PCID and space, which translated code searches by itself. Outdated by the next
+    /// use of `&mut self`; the entries change only then, too.
+    #[inline]
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.view
+    }
+
+    /// Where in the current table, in bytes from its base, is the entry by which a read (or write) of `size` (1 to
+    /// 4096) bytes at `gva` needs nothing but a load (or store). `None`: it takes the slow path.
+    #[inline]
+    #[must_use]
+    pub fn site(&self, gva: Gva, size: u64, write: bool) -> Option<u32> {
+        let entry = self.entry(gva);
+        let comparator = if write { entry.write } else { entry.read };
+        comparator.hits(gva, size).then_some(self.offset(gva) as u32)
+    }
+
+    /// Where in the current table the slot of `gva` is.
+    #[inline(always)]
+    fn offset(&self, gva: Gva) -> u64 {
+        (gva.0 >> 7) & self.view.mask
+    }
+
     /// The slot of the current table that `gva` belongs to, whatever is in it.
     #[inline(always)]
     fn entry(&self, gva: Gva) -> &Entry {
-        let offset = (gva.0 >> 7) & self.view.mask;
+        let offset = self.offset(gva);
         // SAFETY: by the invariant of `view` there are `mask / 32 + 1` entries at `base`; the mask makes the offset a
         // multiple of 32 within them. Entries change only through `&mut self`.
         unsafe { &*self.view.base.byte_add(offset as usize) }
@@ -218,10 +241,10 @@ impl Mmu {
 
     // --- the fast path: a TLB hit on plain memory within one page, in the current space.
     //
-    // One compare: the page of the access's last byte against the comparator of its first byte's slot. They can only
-    // be equal if the access stays in one page, since the next page has another slot or another tag.
+    // One compare: the page of the access's last byte against the comparator of its first byte's slot (see
+    // `Comparator`).
     //
-    // SAFETY, for all of them: a comparator equal to a page address (no slow flag) is only ever made for a page whose
+    // SAFETY, for all of them: a comparator that hits (a page address, no slow flag) is only ever made for a page whose
     // 4096 bytes are guest RAM (or, for reads and fetches, ROM) at that address plus the addend. Guest memory is
     // never unmapped while the process lives (see `ram`), and no Rust object owns any of it.
 
@@ -230,7 +253,7 @@ impl Mmu {
     #[must_use]
     pub fn read_fast<T: Scalar>(&self, gva: Gva) -> Option<T> {
         let entry = self.entry(gva);
-        if entry.read == gva.0.wrapping_add(T::SIZE - 1) & !PAGE_OFFSET {
+        if entry.read.hits(gva, T::SIZE) {
             // SAFETY: a read hit, see above.
             Some(unsafe { T::load(gva.0, entry.addend) })
         } else {
@@ -243,7 +266,7 @@ impl Mmu {
     #[must_use]
     pub fn write_fast<T: Scalar>(&self, gva: Gva, value: T) -> bool {
         let entry = self.entry(gva);
-        let hit = entry.write == gva.0.wrapping_add(T::SIZE - 1) & !PAGE_OFFSET;
+        let hit = entry.write.hits(gva, T::SIZE);
         if hit {
             // SAFETY: a write hit, see above.
             unsafe { T::store(gva.0, entry.addend, value) };
@@ -256,7 +279,7 @@ impl Mmu {
     #[must_use]
     pub fn fetch_fast(&self, gva: Gva) -> Option<Hva> {
         let (entry, page) = (self.entry(gva), gva.page());
-        (entry.execute == page.0).then(|| Hva(page.0.wrapping_add(entry.addend)))
+        entry.execute.hits(page, 1).then(|| Hva(page.0.wrapping_add(entry.addend)))
     }
 
     /// Read-modify-write, current space. Write permission is checked first. `f` is pure: given the old value it
@@ -276,7 +299,7 @@ impl Mmu {
         mut f: impl FnMut(T) -> (T, R),
     ) -> Result<R, MemoryFault> {
         let entry = self.entry(gva);
-        if entry.write == gva.0.wrapping_add(T::SIZE - 1) & !PAGE_OFFSET {
+        if entry.write.hits(gva, T::SIZE) {
             if locked {
                 // SAFETY: a write hit, see above; what may be written may be read.
                 return Ok(unsafe { hostmem::update_locked(gva.0.wrapping_add(entry.addend), f) });
@@ -301,7 +324,7 @@ impl Mmu {
     pub fn read_bytes(&mut self, origin: Origin, space: Space, gva: Gva, bytes: &mut [u8]) -> Result<(), MemoryFault> {
         let entry = self.entry(gva);
         let fits = (1..=4096).contains(&bytes.len()) && space == self.space;
-        if fits && entry.read == gva.0.wrapping_add(bytes.len() as u64 - 1) & !PAGE_OFFSET {
+        if fits && entry.read.hits(gva, bytes.len() as u64) {
             // SAFETY: a read hit, see above.
             unsafe { hostmem::read_bytes(gva.0.wrapping_add(entry.addend), bytes) };
             return Ok(());
@@ -317,7 +340,7 @@ impl Mmu {
     pub fn write_bytes(&mut self, origin: Origin, space: Space, gva: Gva, bytes: &[u8]) -> Result<(), MemoryFault> {
         let entry = self.entry(gva);
         let fits = (1..=4096).contains(&bytes.len()) && space == self.space;
-        if fits && entry.write == gva.0.wrapping_add(bytes.len() as u64 - 1) & !PAGE_OFFSET {
+        if fits && entry.write.hits(gva, bytes.len() as u64) {
             // SAFETY: a write hit, see above.
             unsafe { hostmem::write_bytes(gva.0.wrapping_add(entry.addend), bytes) };
             return Ok(());

@@ -13,6 +13,9 @@
 //! | [`CODE`] | (write) the page holds decoded code |
 //! | [`WATCH`] | an observer wants to see the access |
 //!
+//! Translated code asks by subtraction instead, of an entry that it remembers: for its sake a comparator with flags has
+//! [`SLOW`] flipped as well (see [`Comparator`]).
+//!
 //! Entries are derived: comparators follow from the page's own rights (`Full`) and the control registers. What
 //! changes only the registers' part therefore drops tables without forgetting translations of global pages, which
 //! live in a store of their own and are consulted before a walk. So do the tables of the same context's other
@@ -28,9 +31,12 @@ use crate::observe::Interest;
 use crate::walk::{Rights, Want};
 use crate::{Gpa, Gva, Hva};
 
+mod entry;
+mod filter;
 mod table;
-pub use table::{Entry, View};
-use table::{LargePages, Table};
+pub use entry::{Comparator, Entry, View};
+use filter::{Bloom, LargePages};
+use table::Table;
 
 /// The comparator matches nothing.
 pub const INVALID: u64 = 1 << 11;
@@ -42,6 +48,8 @@ pub const ROM: u64 = 1 << 1;
 pub const CODE: u64 = 1 << 2;
 /// An observer wants to see the access.
 pub const WATCH: u64 = 1 << 3;
+/// Flipped in every comparator that has one of these flags.
+pub const SLOW: u64 = 1 << 62;
 
 /// How many PCIDs have tables.
 const CONTEXTS: usize = 8;
@@ -88,11 +96,26 @@ pub struct Stats {
 }
 
 /// The tables of one PCID.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Context {
     pcid: u16,
     last_used: u64,
     spaces: [Table; 3],
+}
+
+impl Context {
+    fn new() -> Self {
+        Self { pcid: 0, last_used: 0, spaces: [Table::new(), Table::new(), Table::new()] }
+    }
+
+    fn flush(&mut self) {
+        self.spaces.iter_mut().for_each(Table::flush);
+    }
+
+    /// Drops the page that holds `gva`.
+    fn invalidate(&mut self, gva: Gva) {
+        self.spaces.iter_mut().for_each(|table| table.invalidate(gva));
+    }
 }
 
 /// Translations of global pages, whatever the context. Emptied by counting up `generation`.
@@ -149,25 +172,27 @@ impl Globals {
 /// All of a vCPU's tables.
 #[derive(Debug)]
 pub(crate) struct Tlb {
-    contexts: [Context; CONTEXTS],
+    /// One at least, [`CONTEXTS`] at most.
+    contexts: Vec<Context>,
     current: usize,
     clock: u64,
     globals: Globals,
-    /// A Bloom filter of host pages that may have a plain write comparator: see [`Tlb::protect`].
-    writable: Box<[u64; 128]>,
+    /// Host pages that may have a plain write comparator: see [`Tlb::protect`].
+    writable: Box<Bloom<128>>,
     /// Protection keys of which entries may be cached, user and supervisor pages alike.
     keys: u16,
     pub stats: Stats,
 }
 
 impl Tlb {
+    /// With nothing in it; the current context is that of PCID 0.
     pub fn new() -> Self {
         Self {
-            contexts: Default::default(),
+            contexts: vec![Context::new()],
             current: 0,
             clock: 0,
             globals: Globals { slots: Vec::new(), generation: 1, large: LargePages::default() },
-            writable: Box::new([0; 128]),
+            writable: Box::default(),
             keys: 0,
             stats: Stats::default(),
         }
@@ -223,12 +248,20 @@ impl Tlb {
     /// Makes the context of `pcid` the current one. Whether it had been kept since it was last current.
     pub fn select(&mut self, pcid: u16) -> bool {
         self.clock += 1;
-        let found = self.contexts.iter().position(|context| context.pcid == pcid && context.last_used > 0);
-        let oldest = || (0..CONTEXTS).min_by_key(|i| self.contexts.get(*i).map_or(0, |context| context.last_used));
-        self.current = found.or_else(oldest).unwrap_or(0);
-        if found.is_none() {
-            self.flush_context(self.current);
-        }
+        let found = self.contexts.iter().position(|context| context.pcid == pcid);
+        self.current = match found {
+            Some(index) => index,
+            None if self.contexts.len() < CONTEXTS => {
+                self.contexts.push(Context::new());
+                self.contexts.len() - 1
+            }
+            None => {
+                let oldest = self.contexts.iter().enumerate().min_by_key(|(_, context)| context.last_used);
+                let oldest = oldest.map_or(0, |(index, _)| index);
+                self.flush_context(oldest);
+                oldest
+            }
+        };
         let context = &mut self.contexts[self.current];
         context.pcid = pcid;
         context.last_used = self.clock;
@@ -237,10 +270,19 @@ impl Tlb {
 
     fn flush_context(&mut self, index: usize) {
         if let Some(context) = self.contexts.get_mut(index) {
-            context.spaces.iter_mut().for_each(Table::flush);
+            context.flush();
         }
+        self.forget_if_clean();
+    }
+
+    fn flush_contexts(&mut self) {
+        self.contexts.iter_mut().for_each(|context| context.flush());
+        self.forget_if_clean();
+    }
+
+    fn forget_if_clean(&mut self) {
         if self.contexts.iter().flat_map(|context| &context.spaces).all(Table::is_clean) {
-            self.writable.fill(0);
+            self.writable.clear();
             self.keys = 0;
         }
     }
@@ -254,7 +296,7 @@ impl Tlb {
     /// Drops the entries of `pcid`; global pages stay known.
     pub fn flush_pcid(&mut self, pcid: u16) {
         self.stats.context_flushes += 1;
-        if let Some(index) = self.contexts.iter().position(|context| context.pcid == pcid && context.last_used > 0) {
+        if let Some(index) = self.contexts.iter().position(|context| context.pcid == pcid) {
             self.flush_context(index);
         }
     }
@@ -262,13 +304,13 @@ impl Tlb {
     /// Drops the entries of all contexts; global pages stay known.
     pub fn flush_derived(&mut self) {
         self.stats.context_flushes += 1;
-        (0..CONTEXTS).for_each(|index| self.flush_context(index));
+        self.flush_contexts();
     }
 
     /// Drops everything.
     pub fn flush_all(&mut self) {
         self.stats.full_flushes += 1;
-        (0..CONTEXTS).for_each(|index| self.flush_context(index));
+        self.flush_contexts();
         self.globals.clear();
     }
 
@@ -277,16 +319,14 @@ impl Tlb {
     pub fn invalidate(&mut self, gva: Gva) {
         self.stats.page_flushes += 1;
         self.globals.invalidate(gva);
-        for table in self.contexts.iter_mut().flat_map(|context| &mut context.spaces) {
-            table.invalidate(gva);
-        }
+        self.contexts.iter_mut().for_each(|context| context.invalidate(gva));
     }
 
-    /// INVPCID of one address: drops the page that holds `gva` from one context.
+    /// INVPCID of one address: drops the page that holds `gva` from one context. Global pages stay known.
     pub fn invalidate_in(&mut self, pcid: u16, gva: Gva) {
         self.stats.page_flushes += 1;
         for context in self.contexts.iter_mut().filter(|context| context.pcid == pcid) {
-            context.spaces.iter_mut().for_each(|table| table.invalidate(gva));
+            context.invalidate(gva);
         }
     }
 
@@ -305,31 +345,24 @@ impl Tlb {
         }
     }
 
-    fn filter(hva: Hva) -> (usize, u64) {
-        let hash = (hva.0 >> x86::PAGE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        ((hash >> 57) as usize, 1 << (hash >> 51 & 63))
-    }
-
     fn note_writable(&mut self, entry: &Entry, full: &Full) {
         if let Page::Ram(hva) = full.memory
-            && entry.write & (INVALID | CODE) == 0
+            && !entry.write.has(INVALID | CODE)
         {
-            let (word, bit) = Self::filter(hva);
-            self.writable[word] |= bit;
+            self.writable.insert(hva.0 >> x86::PAGE_SHIFT);
         }
     }
 
     /// Puts the [`CODE`] flag into all write comparators for the page at `hva`. Most pages that get decoded code
     /// have no write comparator anywhere: the filter spares them the search.
     pub fn protect(&mut self, hva: Hva) {
-        let (word, bit) = Self::filter(hva.page());
-        if self.writable[word] & bit == 0 {
+        if !self.writable.may_hold(hva.0 >> x86::PAGE_SHIFT) {
             return;
         }
         for table in self.contexts.iter_mut().flat_map(|context| &mut context.spaces) {
             table.for_each(|entry, full| {
                 if full.memory == Page::Ram(hva.page()) {
-                    entry.write |= CODE;
+                    entry.write = entry.write.with(CODE);
                 }
             });
         }

@@ -34,9 +34,9 @@ impl Mmu {
     /// # Errors
     /// The fault that an access to `gva` raises.
     pub fn run_from(&mut self, origin: Origin, gva: Gva, write: bool) -> Result<Option<HostRun>, MemoryFault> {
-        let (entry, page) = (self.entry(gva), gva.page());
+        let entry = self.entry(gva);
         let len = (x86::PAGE_SIZE - gva.offset()) as usize;
-        if page.0 == if write { entry.write } else { entry.read } {
+        if if write { entry.write } else { entry.read }.hits(gva, 1) {
             return Ok(Some(HostRun { hva: Hva(gva.0.wrapping_add(entry.addend)), len, writable: write }));
         }
         let hit = self.lookup(origin, self.space, gva, if write { Want::Write } else { Want::Read })?;

@@ -4,10 +4,10 @@ use super::{MemoryFault, Mmu, Origin, Space};
 use crate::hostmem::{self, HostAccess};
 use crate::map::Page;
 use crate::observe::{Access, AccessKind, Interest, Observer};
-use crate::tlb::{CODE, Entry, Full, INVALID, IO, ROM, WATCH};
+use crate::tlb::{CODE, Comparator, Entry, Full, INVALID, IO, ROM, WATCH};
 use crate::walk::{Tables, Want};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
-use x86::{PAGE_OFFSET, PAGE_SIZE};
+use x86::PAGE_SIZE;
 
 /// The most bytes that one access reports at once.
 const REPORTED: usize = 16;
@@ -127,7 +127,7 @@ impl Mmu {
             None => self.walk(origin, space, gva, want)?,
         };
         let entry = self.derive(space, &full);
-        let flags = entry.comparator(want) & PAGE_OFFSET;
+        let flags = entry.comparator(want).flags(full.gva).unwrap_or(INVALID);
         self.tlb.fill(space, entry, full);
         self.renew();
         Ok((flags, full))
@@ -163,7 +163,7 @@ impl Mmu {
         let io = if memory == Page::Io { IO } else { 0 };
         let flag = |on: bool, flag: u64| if on { flag } else { 0 };
         let comparator = |want: Want, flags: u64| {
-            if self.paging.allows(rights, space, want) { gva.0 | io | flags } else { u64::MAX }
+            if self.paging.allows(rights, space, want) { Comparator::new(gva, io | flags) } else { Comparator::NOTHING }
         };
         let write_flags = match memory {
             Page::Ram(hva) => flag(self.map.code().marked(hva), CODE),

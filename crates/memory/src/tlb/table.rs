@@ -1,184 +1,28 @@
 //! One main table with its victim table.
 
-use super::{CODE, Full, INVALID};
+use super::entry::{Entries, Entry, View};
+use super::filter::LargePages;
+use super::{CODE, Full};
 use crate::Gva;
 use crate::map::Page;
 use crate::observe::Interest;
 use crate::walk::{Rights, Want};
-use std::ptr::NonNull;
 use x86::PAGE_SHIFT;
 
-/// Entries of a new main table.
+/// Entries of a main table from its first fill on.
 const SMALLEST: usize = 256;
 /// Entries up to which a main table grows.
-const LARGEST: usize = 16384;
+pub(super) const LARGEST: usize = 16384;
 /// Entries of a victim table.
 const VICTIMS: usize = 8;
 /// After how many flushes a table that was mostly empty at each of them is halved.
 const SHRINK_AFTER: u32 = 16;
 
-/// A TLB entry, as the fast path and translated code see it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C, align(32))]
-pub struct Entry {
-    /// Comparator for reads: page address and slow-path flags.
-    pub read: u64,
-    /// Comparator for writes.
-    pub write: u64,
-    /// Comparator for instruction fetches.
-    pub execute: u64,
-    /// Host address minus guest virtual address. Means nothing where a comparator has the IO flag.
-    pub addend: u64,
-}
-
-impl Entry {
-    /// Matches nothing.
-    pub const EMPTY: Self = Self { read: u64::MAX, write: u64::MAX, execute: u64::MAX, addend: 0 };
-
-    /// The comparator for `want`.
-    #[inline]
-    #[must_use]
-    pub const fn comparator(&self, want: Want) -> u64 {
-        match want {
-            Want::Read => self.read,
-            Want::Write => self.write,
-            Want::Execute => self.execute,
-        }
-    }
-
-    /// The comparator's flags, if it is for `page`.
-    #[inline]
-    fn flags(&self, page: Gva, want: Want) -> Option<u64> {
-        let difference = self.comparator(want) ^ page.0;
-        (difference < INVALID).then_some(difference)
-    }
-
-    fn holds(&self, page: Gva) -> bool {
-        [Want::Read, Want::Write, Want::Execute].iter().any(|want| self.flags(page, *want).is_some())
-    }
-
-    fn is_empty(&self) -> bool {
-        self.read & self.write & self.execute & INVALID != 0
-    }
-
-    /// Makes it match nothing.
-    pub fn invalidate(&mut self) {
-        *self = Self::EMPTY;
-    }
-}
-
-/// What stands in for the entries of a table that has none yet. Never written.
-static NO_ENTRY: Entry = Entry::EMPTY;
-
-/// Where the fast path finds a table: the entry for an address is at `base` plus `(gva >> 7) & mask` bytes.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct View {
-    /// The first entry.
-    pub base: *const Entry,
-    /// (Number of entries − 1) × 32.
-    pub mask: u64,
-}
-
-impl View {
-    /// A table with nothing in it.
-    pub const EMPTY: Self = Self { base: &raw const NO_ENTRY, mask: 0 };
-}
-
-/// Owns the entries through a raw pointer, so that a [`View`] of them stays usable beside it.
-#[derive(Debug)]
-struct Entries(NonNull<[Entry]>);
-
-// SAFETY: it owns its entries, which are plain data.
-unsafe impl Send for Entries {}
-// SAFETY: as above; shared access only reads.
-unsafe impl Sync for Entries {}
-
-impl Entries {
-    fn new(n: usize) -> Self {
-        Self(NonNull::from(Box::leak(vec![Entry::EMPTY; n].into_boxed_slice())))
-    }
-
-    fn all(&self) -> &[Entry] {
-        // SAFETY: the slice lives as long as `self`, and is written only through `&mut self`.
-        unsafe { self.0.as_ref() }
-    }
-
-    fn all_mut(&mut self) -> &mut [Entry] {
-        // SAFETY: as above; a `View` is not read while this borrow lasts, since that too needs the owner.
-        unsafe { self.0.as_mut() }
-    }
-}
-
-impl Drop for Entries {
-    fn drop(&mut self) {
-        // SAFETY: the pointer came from a leaked box and is freed once.
-        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
-    }
-}
-
-/// Which large pages may have entries: a filter for each size, exact where it says no.
-#[derive(Debug, Default)]
-pub(super) struct LargePages {
-    /// For 2 MiB, 4 MiB and 1 GiB pages.
-    filters: [Filter; 3],
-    any: bool,
-}
-
-#[derive(Debug, Default)]
-struct Filter([u64; 8]);
-
-impl LargePages {
-    const SHIFTS: [u8; 3] = [21, 22, 30];
-
-    fn bit(gva: Gva, shift: u8) -> (usize, u64) {
-        let hash = (gva.0 >> shift).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 55;
-        ((hash >> 6) as usize, 1 << (hash & 63))
-    }
-
-    pub fn insert(&mut self, full: &Full) {
-        if u32::from(full.shift) == PAGE_SHIFT {
-            return;
-        }
-        for (filter, shift) in self.filters.iter_mut().zip(Self::SHIFTS).filter(|(_, shift)| *shift == full.shift) {
-            let (word, bit) = Self::bit(full.gva, shift);
-            filter.0[word] |= bit;
-            self.any = true;
-        }
-    }
-
-    pub fn clear(&mut self) {
-        if self.any {
-            *self = Self::default();
-        }
-    }
-
-    /// For each large page around `gva` that may have entries: its first address, how many slots of a direct-mapped
-    /// table of `size` entries its pages can be in, and its size.
-    pub fn ranges(&self, gva: Gva, size: usize) -> impl Iterator<Item = (Gva, usize, u8)> + use<> {
-        let mut found = [None; 3];
-        if self.any {
-            for ((slot, filter), shift) in found.iter_mut().zip(&self.filters).zip(Self::SHIFTS) {
-                let (word, bit) = Self::bit(gva, shift);
-                let pages = 1usize << (u32::from(shift) - PAGE_SHIFT);
-                *slot =
-                    (filter.0[word] & bit != 0).then_some((Gva(gva.0 & (u64::MAX << shift)), pages.min(size), shift));
-            }
-        }
-        found.into_iter().flatten()
-    }
-
-    /// Whether `full` is part of the large page of this size around `gva`.
-    pub fn same(full: &Full, gva: Gva, shift: u8) -> bool {
-        full.shift == shift && (full.gva.0 ^ gva.0) >> shift == 0
-    }
-}
-
 /// A main table, its victims, and what is known of each entry.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Table {
-    /// A power of two of them; `None` until the first fill.
-    entries: Option<Entries>,
+    entries: Entries,
+    /// As many as entries.
     full: Vec<Full>,
     victims: Vec<(Entry, Full)>,
     next_victim: usize,
@@ -196,7 +40,33 @@ pub(super) struct Table {
     flushes: u32,
 }
 
+/// What is known of the page in an empty slot.
+const NOTHING: Full = Full {
+    gva: Gva(0),
+    gpa: crate::Gpa(0),
+    memory: Page::Io,
+    rights: Rights { user: false, writable: false, no_execute: false, dirty: false, global: false, key: 0 },
+    shift: 0,
+    watch: Interest { read: false, write: false, fetch: false },
+};
+
 impl Table {
+    pub fn new() -> Self {
+        Self {
+            entries: Entries::new(),
+            full: vec![NOTHING],
+            victims: Vec::new(),
+            next_victim: 0,
+            large: LargePages::default(),
+            touched: Vec::new(),
+            used: 0,
+            conflicts: 0,
+            dirty: false,
+            peak: 0,
+            flushes: 0,
+        }
+    }
+
     pub fn size(&self) -> usize {
         self.full.len()
     }
@@ -206,30 +76,26 @@ impl Table {
     }
 
     pub fn view(&self) -> View {
-        match &self.entries {
-            Some(entries) => View { base: entries.0.as_ptr().cast(), mask: (self.size() as u64 - 1) * 32 },
-            None => View::EMPTY,
-        }
+        self.entries.view()
     }
 
     fn index(&self, page: Gva) -> usize {
-        // A table without entries gives an index that no slice has.
-        (page.0 >> PAGE_SHIFT) as usize & self.size().wrapping_sub(1)
+        (page.0 >> PAGE_SHIFT) as usize & (self.size() - 1)
     }
 
     fn slot(&self, page: Gva) -> Option<(&Entry, &Full)> {
         let index = self.index(page);
-        Some((self.entries.as_ref()?.all().get(index)?, self.full.get(index)?))
+        Some((self.entries.all().get(index)?, self.full.get(index)?))
     }
 
     fn slot_mut(&mut self, index: usize) -> Option<(&mut Entry, &mut Full)> {
-        Some((self.entries.as_mut()?.all_mut().get_mut(index)?, self.full.get_mut(index)?))
+        Some((self.entries.all_mut().get_mut(index)?, self.full.get_mut(index)?))
     }
 
     /// The main table's entry for `page`, if it matches for `want`.
     pub fn find(&self, page: Gva, want: Want) -> Option<(u64, Full)> {
         let (entry, full) = self.slot(page)?;
-        Some((entry.flags(page, want)?, *full))
+        Some((entry.comparator(want).flags(page)?, *full))
     }
 
     /// What the main table knows of `page`, whatever it allows.
@@ -241,16 +107,16 @@ impl Table {
     /// Looks among the victims; what is found changes places with what the main table has in its slot. No page is in
     /// both: a fill takes it from the victims.
     pub fn recall(&mut self, page: Gva, want: Want) -> Option<(u64, Full)> {
-        let i = self.victims.iter().position(|(entry, _)| entry.flags(page, want).is_some())?;
+        let i = self.victims.iter().position(|(entry, _)| entry.comparator(want).flags(page).is_some())?;
         let index = self.index(page);
-        let (entry, full) = (self.entries.as_mut()?.all_mut().get_mut(index)?, self.full.get_mut(index)?);
+        let (entry, full) = (self.entries.all_mut().get_mut(index)?, self.full.get_mut(index)?);
         let victim = self.victims.get_mut(i)?;
         if entry.is_empty() {
             self.used += 1;
         }
         std::mem::swap(entry, &mut victim.0);
         std::mem::swap(full, &mut victim.1);
-        let found = (entry.flags(page, want)?, *full);
+        let found = (entry.comparator(want).flags(page)?, *full);
         self.touch(index);
         Some(found)
     }
@@ -264,8 +130,8 @@ impl Table {
 
     /// Whether the table grew.
     pub fn fill(&mut self, entry: Entry, full: Full) -> bool {
-        if self.entries.is_none() {
-            self.resize(SMALLEST);
+        while self.size() < SMALLEST {
+            self.double();
         }
         let grow = self.conflicts > self.size() / 2 && self.size() < LARGEST;
         if grow {
@@ -302,30 +168,21 @@ impl Table {
         }
     }
 
-    /// Makes the main table empty, with `n` entries.
-    fn resize(&mut self, n: usize) {
-        let nothing = Full {
-            gva: Gva(0),
-            gpa: crate::Gpa(0),
-            memory: Page::Io,
-            rights: Rights::default(),
-            shift: 0,
-            watch: Interest::default(),
-        };
-        self.entries = Some(Entries::new(n));
-        self.full = vec![nothing; n];
-        self.touched.clear();
-        (self.used, self.conflicts, self.peak, self.flushes) = (0, 0, 0, 0);
-    }
-
+    /// Every page stays in its slot, or goes to the one that is as far into the new half.
     fn double(&mut self) {
-        let old = self.entries.take();
-        let old_full = std::mem::take(&mut self.full);
-        self.resize(old_full.len() * 2);
-        for (entry, full) in old.iter().flat_map(Entries::all).zip(old_full).filter(|(entry, _)| !entry.is_empty()) {
-            self.place(*entry, full);
+        let old = self.size();
+        self.entries.double();
+        self.full.extend_from_within(..);
+        let (low, high) = self.entries.all_mut().split_at_mut(old);
+        for ((low, high), full) in low.iter_mut().zip(high).zip(&self.full) {
+            if (full.gva.0 >> PAGE_SHIFT) as usize & old != 0 {
+                std::mem::swap(low, high);
+            }
         }
-        self.conflicts = 0;
+        let used = self.entries.all().iter().enumerate().filter(|(_, entry)| !entry.is_empty());
+        self.touched.clear();
+        self.touched.extend(used.map(|(index, _)| index as u16).take(self.full.len() / 4 + 1));
+        (self.conflicts, self.peak, self.flushes) = (0, 0, 0);
     }
 
     /// Drops all entries. A table that has had no fill since the last flush costs nothing.
@@ -334,25 +191,25 @@ impl Table {
             return;
         }
         self.dirty = false;
-        self.peak = self.peak.max(self.used);
-        self.flushes += 1;
-        if self.flushes >= SHRINK_AFTER && self.peak < self.size() / 8 && self.size() > SMALLEST {
-            self.resize(self.size() / 2);
+        let all = self.touched.len() > self.size() / 4;
+        let entries = self.entries.all_mut();
+        if all {
+            entries.fill(Entry::EMPTY);
         } else {
-            let all = self.touched.len() > self.size() / 4;
-            let entries = self.entries.as_mut().map(Entries::all_mut).unwrap_or_default();
-            if all {
-                entries.fill(Entry::EMPTY);
-            } else {
-                for index in &self.touched {
-                    if let Some(entry) = entries.get_mut(usize::from(*index)) {
-                        entry.invalidate();
-                    }
+            for index in &self.touched {
+                if let Some(entry) = entries.get_mut(usize::from(*index)) {
+                    entry.invalidate();
                 }
             }
-            if self.flushes >= SHRINK_AFTER {
-                (self.peak, self.flushes) = (0, 0);
+        }
+        self.peak = self.peak.max(self.used);
+        self.flushes += 1;
+        if self.flushes >= SHRINK_AFTER {
+            if self.peak < self.size() / 8 && self.size() > SMALLEST {
+                self.entries.halve();
+                self.full.truncate(self.size() / 2);
             }
+            (self.peak, self.flushes) = (0, 0);
         }
         self.touched.clear();
         self.victims.clear();
@@ -394,8 +251,7 @@ impl Table {
         if !self.dirty {
             return;
         }
-        let entries = self.entries.as_mut().map(Entries::all_mut).unwrap_or_default();
-        for (entry, full) in entries.iter_mut().zip(&self.full).filter(|(entry, _)| !entry.is_empty()) {
+        for (entry, full) in self.entries.all_mut().iter_mut().zip(&self.full).filter(|(entry, _)| !entry.is_empty()) {
             change(entry, full);
             if entry.is_empty() {
                 self.used -= 1;
@@ -410,8 +266,8 @@ impl Table {
     pub fn unprotect(&mut self, page: Gva) -> Option<(Entry, Full)> {
         let index = self.index(page);
         let (entry, full) = self.slot_mut(index)?;
-        entry.flags(page, Want::Write)?;
-        entry.write &= !CODE;
+        entry.write.flags(page)?;
+        entry.write = entry.write.without(CODE);
         Some((*entry, *full))
     }
 }

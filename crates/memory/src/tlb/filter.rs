@@ -1,0 +1,100 @@
+//! Sets of pages that are exact where they say no: Bloom filters with one hash.
+
+use super::Full;
+use crate::Gva;
+use x86::PAGE_SHIFT;
+
+/// A filter of `WORDS` (a power of two) × 64 bits.
+#[derive(Debug)]
+pub(super) struct Bloom<const WORDS: usize> {
+    words: [u64; WORDS],
+    empty: bool,
+}
+
+impl<const WORDS: usize> Default for Bloom<WORDS> {
+    fn default() -> Self {
+        Self { words: [0; WORDS], empty: true }
+    }
+}
+
+impl<const WORDS: usize> Bloom<WORDS> {
+    fn bit(key: u64) -> (usize, u64) {
+        let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (58 - WORDS.ilog2());
+        ((hash >> 6) as usize, 1 << (hash & 63))
+    }
+
+    pub fn insert(&mut self, key: u64) {
+        let (word, bit) = Self::bit(key);
+        self.words[word] |= bit;
+        self.empty = false;
+    }
+
+    /// False: certainly not.
+    #[inline]
+    pub fn may_hold(&self, key: u64) -> bool {
+        let (word, bit) = Self::bit(key);
+        !self.empty && self.words[word] & bit != 0
+    }
+
+    pub fn clear(&mut self) {
+        if !self.empty {
+            self.words.fill(0);
+            self.empty = true;
+        }
+    }
+}
+
+/// Which large pages may have entries: a filter for each size.
+#[derive(Debug, Default)]
+pub(super) struct LargePages([Bloom<8>; 3]);
+
+impl LargePages {
+    const SHIFTS: [u8; 3] = [21, 22, 30];
+
+    pub fn insert(&mut self, full: &Full) {
+        if u32::from(full.shift) == PAGE_SHIFT {
+            return;
+        }
+        for (filter, shift) in self.0.iter_mut().zip(Self::SHIFTS).filter(|(_, shift)| *shift == full.shift) {
+            filter.insert(full.gva.0 >> shift);
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.0.iter_mut().for_each(Bloom::clear);
+    }
+
+    /// For each large page around `gva` that may have entries: its first address, how many slots of a direct-mapped
+    /// table of `size` entries its pages can be in, and its size.
+    pub fn ranges(&self, gva: Gva, size: usize) -> impl Iterator<Item = (Gva, usize, u8)> + use<> {
+        let mut found = [None; 3];
+        for ((slot, filter), shift) in found.iter_mut().zip(&self.0).zip(Self::SHIFTS) {
+            let pages = 1usize << (u32::from(shift) - PAGE_SHIFT);
+            let first = Gva(gva.0 & (u64::MAX << shift));
+            *slot = filter.may_hold(gva.0 >> shift).then_some((first, pages.min(size), shift));
+        }
+        found.into_iter().flatten()
+    }
+
+    /// Whether `full` is part of the large page of this size around `gva`.
+    pub fn same(full: &Full, gva: Gva, shift: u8) -> bool {
+        full.shift == shift && (full.gva.0 ^ gva.0) >> shift == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_put_in_is_held_and_little_else() {
+        let mut filter = Bloom::<512>::default();
+        let pages = |first: u64| (0..1000).map(move |i| (first >> PAGE_SHIFT) + i);
+        pages(0xffff_ffff_8100_0000).for_each(|page| filter.insert(page));
+        assert!(pages(0xffff_ffff_8100_0000).all(|page| filter.may_hold(page)));
+        let false_hits = pages(0x7fff_f000_0000).filter(|page| filter.may_hold(*page)).count();
+        assert!(false_hits < 100, "{false_hits} of 1000");
+        filter.clear();
+        assert!(!pages(0xffff_ffff_8100_0000).any(|page| filter.may_hold(page)));
+    }
+}
