@@ -322,6 +322,14 @@ impl Tlb {
         self.contexts.iter_mut().for_each(|context| context.invalidate(gva));
     }
 
+    /// A page fault drops the page from the current context, as hardware does (SDM vol. 3A, 4.10.4.1): an operating
+    /// system may mend the table entry and return without INVLPG.
+    pub fn fault(&mut self, gva: Gva) {
+        self.stats.faults += 1;
+        self.globals.invalidate(gva);
+        self.contexts[self.current].invalidate(gva);
+    }
+
     /// INVPCID of one address: drops the page that holds `gva` from one context. Global pages stay known.
     pub fn invalidate_in(&mut self, pcid: u16, gva: Gva) {
         self.stats.page_flushes += 1;

@@ -140,7 +140,7 @@ impl Mmu {
         let translation = match self.paging.walk(&mut tables, gva, space, want) {
             Ok(translation) => translation,
             Err(fault) => {
-                self.tlb.stats.faults += 1;
+                self.tlb.fault(gva);
                 tracing::debug!(target: "mmu", "rip {:x} {want:?} {:x} {space:?}: {fault:?}", origin.rip, gva);
                 return Err(fault);
             }

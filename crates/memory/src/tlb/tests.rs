@@ -242,6 +242,26 @@ fn a_table_that_grows_and_shrinks_stays_where_it_is() {
 }
 
 #[test]
+fn a_page_fault_drops_what_was_cached_of_its_page() {
+    let (map, _) = map();
+    let mut tables = Builder::new(&map);
+    let slot = tables.page(0x40_0000, 0x20_0000, G);
+    tables.page(0x40_1000, 0x21_0000, 0);
+    poke(&map, 0x30_0000, 7);
+    let mut mmu = tables.mmu();
+    for page in [0x40_0000, 0x40_1000] {
+        read(&mut mmu, page).expect("mapped");
+    }
+    // As for copy on write, but without INVLPG.
+    assert!(mmu.write(BY, Space::Kernel, Gva(0x40_0000), 1u8).is_err());
+    poke(&map, slot, 0x30_0000 | P | W | G);
+    assert_eq!(read(&mut mmu, 0x40_0000), Ok(7));
+    let walks = mmu.stats().walks;
+    read(&mut mmu, 0x40_1000).expect("mapped");
+    assert_eq!(mmu.stats().walks, walks, "its neighbour is still cached");
+}
+
+#[test]
 fn two_pages_in_one_slot_take_turns_without_walks() {
     let (map, _) = map();
     let mut tables = Builder::new(&map);
