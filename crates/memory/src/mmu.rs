@@ -102,12 +102,14 @@ pub enum Invpcid {
 
 /// A vCPU's MMU.
 ///
-/// `repr(C)`: translated code reads the first field, the current table.
+/// `repr(C)`: translated code reads the first fields, the current table and the fetch stamp.
 #[repr(C)]
 pub struct Mmu {
     /// The main table of the current PCID and space. Invariant: it points to entries that `tlb` owns; renewed by
     /// [`Mmu::renew`] after anything that may change which table is current, or its size.
     view: View,
+    /// The current [`Mmu::fetch_stamp`], renewed with `view`.
+    stamp: u64,
     /// The current space.
     space: Space,
     /// Which vCPU.
@@ -125,6 +127,8 @@ unsafe impl Send for Mmu {}
 impl Mmu {
     /// Where in an `Mmu` the [`View`] of the current table is: translated code reads it there.
     pub const VIEW: usize = std::mem::offset_of!(Self, view);
+    /// Where the current [`Mmu::fetch_stamp`] is.
+    pub const FETCH_STAMP: usize = std::mem::offset_of!(Self, stamp);
 
     /// The MMU of vCPU number `cpu`, with all registers zero: paging off.
     #[must_use]
@@ -132,6 +136,7 @@ impl Mmu {
         let tlb = Tlb::new();
         Self {
             view: tlb.view(Space::Kernel),
+            stamp: tlb.stamp(Space::Kernel),
             space: Space::Kernel,
             cpu,
             notices: map.code().subscribe(),
@@ -200,10 +205,11 @@ impl Mmu {
         if space == Space::KernelAc && !self.paging.registers().cr4.smap() { Space::Kernel } else { space }
     }
 
-    /// Restores the invariant of `view`.
+    /// Restores the invariants of `view` and `stamp`.
     #[inline]
     fn renew(&mut self) {
         self.view = self.tlb.view(self.effective(self.space));
+        self.stamp = self.tlb.stamp(self.space);
     }
 
     /// The main table of the current PCID and space, which translated code searches by itself. Outdated by the next

@@ -33,9 +33,11 @@ use crate::{Gpa, Gva, Hva};
 
 mod entry;
 mod filter;
+mod stamp;
 mod table;
 pub use entry::{Comparator, Entry, View};
 use filter::{Bloom, LargePages};
+use stamp::{Names, Relied};
 use table::Table;
 
 /// The comparator matches nothing.
@@ -95,26 +97,39 @@ pub struct Stats {
     pub grown: u64,
 }
 
-/// The tables of one PCID.
+/// The tables of one PCID, and which of its fetch translations somebody relies on.
 #[derive(Debug)]
 struct Context {
     pcid: u16,
     last_used: u64,
     spaces: [Table; 3],
+    user: Relied,
+    /// While `Tlb::split`.
+    supervisor: Relied,
 }
 
 impl Context {
-    fn new() -> Self {
-        Self { pcid: 0, last_used: 0, spaces: [Table::new(), Table::new(), Table::new()] }
+    fn new(names: &mut Names) -> Self {
+        Self {
+            pcid: 0,
+            last_used: 0,
+            spaces: [Table::new(), Table::new(), Table::new()],
+            user: Relied::new(names),
+            supervisor: Relied::new(names),
+        }
     }
 
-    fn flush(&mut self) {
+    fn flush(&mut self, names: &mut Names) {
         self.spaces.iter_mut().for_each(Table::flush);
+        self.user.flush(names);
+        self.supervisor.flush(names);
     }
 
     /// Drops the page that holds `gva`.
-    fn invalidate(&mut self, gva: Gva) {
+    fn invalidate(&mut self, gva: Gva, names: &mut Names) {
         self.spaces.iter_mut().for_each(|table| table.invalidate(gva));
+        self.user.invalidate(gva, names);
+        self.supervisor.invalidate(gva, names);
     }
 }
 
@@ -177,6 +192,12 @@ pub(crate) struct Tlb {
     current: usize,
     clock: u64,
     globals: Globals,
+    names: Names,
+    /// Global pages that a supervisor of whatever context relies on for fetches.
+    supervisor: Relied,
+    /// Supervisors rely on pages that are not global: each context has a stamp of its own for them, until all stamps
+    /// are renewed.
+    split: bool,
     /// Host pages that may have a plain write comparator: see [`Tlb::protect`].
     writable: Box<Bloom<128>>,
     /// Protection keys of which entries may be cached, user and supervisor pages alike.
@@ -187,11 +208,15 @@ pub(crate) struct Tlb {
 impl Tlb {
     /// With nothing in it; the current context is that of PCID 0.
     pub fn new() -> Self {
+        let mut names = Names::new();
         Self {
-            contexts: vec![Context::new()],
+            contexts: vec![Context::new(&mut names)],
             current: 0,
             clock: 0,
             globals: Globals { slots: Vec::new(), generation: 1, large: LargePages::default() },
+            supervisor: Relied::new(&mut names),
+            names,
+            split: false,
             writable: Box::default(),
             keys: 0,
             stats: Stats::default(),
@@ -245,6 +270,37 @@ impl Tlb {
         }
     }
 
+    /// The fetch stamp of `space` in the current context.
+    #[inline]
+    pub fn stamp(&self, space: Space) -> u64 {
+        let context = &self.contexts[self.current];
+        match space {
+            Space::User => context.user.stamp(),
+            _ if self.split => context.supervisor.stamp(),
+            _ => self.supervisor.stamp(),
+        }
+    }
+
+    /// Makes the stamp of `space` name the fetch translation of `page` too, if that is plainly in the table.
+    pub fn rely(&mut self, space: Space, page: Gva) -> Option<u64> {
+        let context = &mut self.contexts[self.current];
+        let table = &mut context.spaces[space as usize];
+        let found = table.find(page, Want::Execute).or_else(|| table.recall(page, Want::Execute));
+        let (_, full) = found.filter(|(flags, _)| *flags == 0)?;
+        if space != Space::User && !full.rights.global && !self.split {
+            // What this context relies on goes on to hold for it under the same name.
+            std::mem::swap(&mut self.supervisor, &mut context.supervisor);
+            self.split = true;
+        }
+        let relied = match space {
+            Space::User => &mut context.user,
+            _ if self.split => &mut context.supervisor,
+            _ => &mut self.supervisor,
+        };
+        relied.insert(&full);
+        Some(relied.stamp())
+    }
+
     /// Makes the context of `pcid` the current one. Whether it had been kept since it was last current.
     pub fn select(&mut self, pcid: u16) -> bool {
         self.clock += 1;
@@ -252,7 +308,7 @@ impl Tlb {
         self.current = match found {
             Some(index) => index,
             None if self.contexts.len() < CONTEXTS => {
-                self.contexts.push(Context::new());
+                self.contexts.push(Context::new(&mut self.names));
                 self.contexts.len() - 1
             }
             None => {
@@ -270,13 +326,15 @@ impl Tlb {
 
     fn flush_context(&mut self, index: usize) {
         if let Some(context) = self.contexts.get_mut(index) {
-            context.flush();
+            context.flush(&mut self.names);
         }
         self.forget_if_clean();
     }
 
     fn flush_contexts(&mut self) {
-        self.contexts.iter_mut().for_each(|context| context.flush());
+        self.contexts.iter_mut().for_each(|context| context.flush(&mut self.names));
+        self.supervisor.flush(&mut self.names);
+        self.split = false;
         self.forget_if_clean();
     }
 
@@ -301,7 +359,7 @@ impl Tlb {
         }
     }
 
-    /// Drops the entries of all contexts; global pages stay known.
+    /// Drops the entries of all contexts; global pages stay known, but nobody may rely on what may be fetched.
     pub fn flush_derived(&mut self) {
         self.stats.context_flushes += 1;
         self.flush_contexts();
@@ -319,7 +377,8 @@ impl Tlb {
     pub fn invalidate(&mut self, gva: Gva) {
         self.stats.page_flushes += 1;
         self.globals.invalidate(gva);
-        self.contexts.iter_mut().for_each(|context| context.invalidate(gva));
+        self.supervisor.invalidate(gva, &mut self.names);
+        self.contexts.iter_mut().for_each(|context| context.invalidate(gva, &mut self.names));
     }
 
     /// A page fault drops the page from the current context, as hardware does (SDM vol. 3A, 4.10.4.1): an operating
@@ -327,14 +386,15 @@ impl Tlb {
     pub fn fault(&mut self, gva: Gva) {
         self.stats.faults += 1;
         self.globals.invalidate(gva);
-        self.contexts[self.current].invalidate(gva);
+        self.supervisor.invalidate(gva, &mut self.names);
+        self.contexts[self.current].invalidate(gva, &mut self.names);
     }
 
     /// INVPCID of one address: drops the page that holds `gva` from one context. Global pages stay known.
     pub fn invalidate_in(&mut self, pcid: u16, gva: Gva) {
         self.stats.page_flushes += 1;
         for context in self.contexts.iter_mut().filter(|context| context.pcid == pcid) {
-            context.invalidate(gva);
+            context.invalidate(gva, &mut self.names);
         }
     }
 

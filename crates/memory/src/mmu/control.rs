@@ -105,6 +105,7 @@ impl Mmu {
     pub fn invlpg(&mut self, gva: Gva) {
         let gva = self.paging.linear(gva);
         self.tlb.invalidate(gva);
+        self.renew();
     }
 
     /// INVPCID. The caller has checked the descriptor.

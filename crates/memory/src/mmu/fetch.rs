@@ -8,6 +8,26 @@ use crate::tlb::WATCH;
 use crate::walk::Want;
 
 impl Mmu {
+    /// A number that names what [`Mmu::rely_on_fetch`] has promised and still holds for the current PCID and
+    /// privilege: as long as it is the same, every page that was relied on while it was current would be fetched from
+    /// the same host page. No two such sets ever have the same number, and a guest cannot guess it.
+    #[inline(always)]
+    #[must_use]
+    pub fn fetch_stamp(&self) -> u64 {
+        self.stamp
+    }
+
+    /// Lets the caller rely on the translation of the page of `gva`, which it has just fetched from in the current
+    /// space, as long as [`Mmu::fetch_stamp`] is what it is now, which is returned. `None`: there is no such
+    /// translation, or each fetch has to be made (not plain memory, or an observer wants to see it).
+    #[must_use]
+    pub fn rely_on_fetch(&mut self, gva: Gva) -> Option<u64> {
+        let page = self.paging.linear(gva).page();
+        let stamp = self.tlb.rely(self.effective(self.space), page);
+        self.renew();
+        stamp
+    }
+
     /// Translates for an instruction fetch in the current space.
     ///
     /// # Errors

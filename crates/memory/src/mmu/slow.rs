@@ -141,6 +141,7 @@ impl Mmu {
             Ok(translation) => translation,
             Err(fault) => {
                 self.tlb.fault(gva);
+                self.renew();
                 tracing::debug!(target: "mmu", "rip {:x} {want:?} {:x} {space:?}: {fault:?}", origin.rip, gva);
                 return Err(fault);
             }

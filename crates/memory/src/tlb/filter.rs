@@ -36,6 +36,10 @@ impl<const WORDS: usize> Bloom<WORDS> {
         !self.empty && self.words[word] & bit != 0
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.empty
+    }
+
     pub fn clear(&mut self) {
         if !self.empty {
             self.words.fill(0);
@@ -76,6 +80,11 @@ impl LargePages {
         found.into_iter().flatten()
     }
 
+    /// Whether a large page around `gva` may have entries.
+    pub fn around(&self, gva: Gva) -> bool {
+        self.0.iter().zip(Self::SHIFTS).any(|(filter, shift)| filter.may_hold(gva.0 >> shift))
+    }
+
     /// Whether `full` is part of the large page of this size around `gva`.
     pub fn same(full: &Full, gva: Gva, shift: u8) -> bool {
         full.shift == shift && (full.gva.0 ^ gva.0) >> shift == 0
@@ -89,12 +98,13 @@ mod tests {
     #[test]
     fn what_was_put_in_is_held_and_little_else() {
         let mut filter = Bloom::<512>::default();
+        assert!(filter.is_empty());
         let pages = |first: u64| (0..1000).map(move |i| (first >> PAGE_SHIFT) + i);
         pages(0xffff_ffff_8100_0000).for_each(|page| filter.insert(page));
         assert!(pages(0xffff_ffff_8100_0000).all(|page| filter.may_hold(page)));
         let false_hits = pages(0x7fff_f000_0000).filter(|page| filter.may_hold(*page)).count();
         assert!(false_hits < 100, "{false_hits} of 1000");
         filter.clear();
-        assert!(!pages(0xffff_ffff_8100_0000).any(|page| filter.may_hold(page)));
+        assert!(filter.is_empty() && !pages(0xffff_ffff_8100_0000).any(|page| filter.may_hold(page)));
     }
 }

@@ -10,7 +10,7 @@ fn the_layout_is_what_translated_code_expects() {
     assert_eq!((size_of::<Entry>(), align_of::<Entry>()), (32, 32));
     assert_eq!((Entry::READ, Entry::WRITE, Entry::EXECUTE, Entry::ADDEND), (0, 8, 16, 24));
     assert_eq!((std::mem::offset_of!(View, base), std::mem::offset_of!(View, mask)), (0, 8));
-    assert_eq!(Mmu::VIEW, 0);
+    assert_eq!((Mmu::VIEW, Mmu::FETCH_STAMP), (0, 16));
 }
 
 /// What translated code does at a site that remembers the offset of an entry: the host address, if the check passes.

@@ -1,5 +1,5 @@
 //! The TLB against the walker: whatever happened before, an access gives what a fresh walk gives, and so do the checks
-//! of translated code.
+//! of translated code and its reliance on fetch translations.
 
 use super::*;
 use crate::hostmem::HostAccess;
@@ -109,6 +109,8 @@ struct World {
     root: u64,
     /// Every site there was, in whatever table.
     sites: BTreeSet<u32>,
+    /// Every reliance there was: the stamp, on whose behalf, the page, and where it was.
+    relied: Vec<(u64, Space, u64, Hva)>,
 }
 
 impl World {
@@ -138,7 +140,7 @@ impl World {
         let mut registers = long_mode(0x1000);
         registers.cr4.set_pcid(pcid);
         mmu.set_registers(registers);
-        Self { map, mmu, pcid, root: 0, sites: BTreeSet::new() }
+        Self { map, mmu, pcid, root: 0, sites: BTreeSet::new(), relied: Vec::new() }
     }
 
     fn reference(&self, gva: u64, space: Space, want: Want) -> Result<u64, MemoryFault> {
@@ -275,6 +277,11 @@ impl World {
                 let expected = expected.map(|gpa| FetchPage::Memory(self.map.hva_of(Gpa(gpa)).expect("ram")));
                 prop_assert_eq!(page, expected);
                 prop_assert!(fast.is_none() || fast.map(FetchPage::Memory) == page.ok());
+                let relied = self.mmu.rely_on_fetch(Gva(gva));
+                prop_assert_eq!(relied, page.is_ok().then_some(self.mmu.fetch_stamp()));
+                if let (Some(stamp), Ok(FetchPage::Memory(hva))) = (relied, page) {
+                    self.relied.push((stamp, space, gva, hva));
+                }
             }
         }
         let write = want == Want::Write;
@@ -293,6 +300,20 @@ impl World {
         }
         Ok(())
     }
+
+    /// Whoever relies on a fetch translation, and finds that the stamp has not changed, is right.
+    fn check_stamps(&mut self) -> Result<(), TestCaseError> {
+        for space in [Space::Kernel, Space::KernelAc, Space::User] {
+            self.mmu.set_space(space);
+            let stamp = self.mmu.fetch_stamp();
+            for (_, by, gva, hva) in self.relied.iter().filter(|relied| relied.0 == stamp) {
+                prop_assert_eq!(*by == Space::User, space == Space::User);
+                let gpa = self.reference(*gva, space, Want::Execute);
+                prop_assert_eq!(gpa.map(|gpa| self.map.hva_of(Gpa(gpa))), Ok(Some(*hva)), "{:x} {:?}", gva, space);
+            }
+        }
+        Ok(())
+    }
 }
 
 proptest! {
@@ -303,6 +324,7 @@ proptest! {
         let mut world = World::new(pcid);
         for op in &ops {
             world.apply(op)?;
+            world.check_stamps()?;
         }
     }
 }
