@@ -59,7 +59,7 @@ fn shift_may_be_zero(i: &Instruction, n: u32) -> bool {
 }
 
 /// The second operand of a recipe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Source {
     /// A guest register.
     Register(Reg),
@@ -68,7 +68,7 @@ pub enum Source {
 }
 
 /// What the flags are the result of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// CMP of the two as they are.
     Cmp,
@@ -83,7 +83,7 @@ pub enum Operation {
 }
 
 /// How the flags can be made again from guest registers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Recipe {
     /// What made them.
     pub operation: Operation,

@@ -65,6 +65,10 @@ pub struct Frame {
     pub saved: u64,
     /// Where to go on behind a site.
     pub behind: u64,
+    /// Which recipe makes the flags where several ways meet: its number, or 0 if they are in `flags`.
+    pub recipe: u32,
+    /// For alignment.
+    pub reserved: u32,
     /// Addends of groups of accesses: see `translate::groups`.
     pub addends: [u64; crate::translate::groups::KEPT],
     /// Status flags at a fault that the host raised.

@@ -117,6 +117,8 @@ pub enum Entry {
     Rflags,
     /// In the frame.
     Frame,
+    /// To be made again by the recipe whose number is in the frame; only a fault would show them.
+    Numbered,
     /// Wherever the one block that leads here, which comes before it, has left them.
     Inherited,
 }
@@ -296,6 +298,8 @@ impl Region {
                 Entry::Dead
             } else if before.soon {
                 Entry::Rflags
+            } else if !before.needed {
+                Entry::Numbered
             } else {
                 Entry::Frame
             };
@@ -313,9 +317,9 @@ impl Region {
                 if inherits[to] {
                     before
                 } else {
-                    // At a join the flags are where the convention says, whatever made them.
-                    let wanted = before.needed || before.seen;
-                    Future { needed: wanted, seen: wanted, soon: before.soon, changed: 0 }
+                    // At a join flags that are read are where the convention says, whatever made them.
+                    let needed = before.needed;
+                    Future { changed: if needed { 0 } else { before.changed }, ..before }
                 }
             }
         };

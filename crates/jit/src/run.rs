@@ -133,6 +133,12 @@ impl Jit {
         match site.flags {
             Flags::Frame => {}
             Flags::Host => cpu.status = join_flags(self.frame().fault_flags),
+            Flags::Numbered => {
+                let number = self.frame().recipe;
+                if let Some(recipe) = self.cache.sites.recipe(number) {
+                    cpu.status = recipe.flags(&cpu.regs);
+                }
+            }
             Flags::Recipe(recipe) => cpu.status = recipe.flags(&cpu.regs),
         }
     }

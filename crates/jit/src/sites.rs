@@ -2,6 +2,7 @@
 
 use crate::classify::Units;
 use crate::flags::Recipe;
+use std::collections::HashMap;
 
 /// Where the status flags are at a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub enum Flags {
     Host,
     /// To be made again.
     Recipe(Recipe),
+    /// As the recipe says whose number is in the frame, or in the frame themselves if that is 0.
+    Numbered,
 }
 
 /// What a site does.
@@ -58,6 +61,9 @@ pub struct Sites {
     all: Vec<Site>,
     /// Host code from this offset on belongs to this site. Ascending.
     faults: Vec<(u32, u32)>,
+    /// Recipes, numbered from 1.
+    recipes: Vec<Recipe>,
+    numbers: HashMap<Recipe, u32>,
 }
 
 impl Sites {
@@ -77,6 +83,20 @@ impl Sites {
     pub fn add(&mut self, site: Site) -> u32 {
         self.all.push(site);
         self.all.len() as u32 - 1
+    }
+
+    /// The number of a recipe.
+    pub fn number(&mut self, recipe: Recipe) -> u32 {
+        *self.numbers.entry(recipe).or_insert_with(|| {
+            self.recipes.push(recipe);
+            self.recipes.len() as u32
+        })
+    }
+
+    /// The recipe of a number.
+    #[must_use]
+    pub fn recipe(&self, number: u32) -> Option<&Recipe> {
+        self.recipes.get((number as usize).checked_sub(1)?)
     }
 
     /// A site by its number.

@@ -35,6 +35,7 @@ impl Job<'_> {
             Entry::Dead => {}
             Entry::Rflags => self.need_flags(),
             Entry::Frame => self.keep_flags(),
+            Entry::Numbered => self.number_flags(to),
             Entry::Inherited => *self.entry.get_mut(to).ok_or(Refused)? = self.state,
         }
         Ok(())
@@ -137,7 +138,7 @@ impl Job<'_> {
         if entry == Entry::Frame && to <= n {
             self.keep_flags();
         }
-        if entry == Entry::Frame && !self.state.frame {
+        if (entry == Entry::Frame && !self.state.frame) || (entry == Entry::Numbered && to > n) {
             let at = self.asm.label();
             self.cold.push(Cold::Edge { at, state: self.state, to });
             self.asm.jcc(cond, at);

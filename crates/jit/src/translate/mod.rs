@@ -34,10 +34,12 @@ struct State {
     rflags: bool,
     frame: bool,
     recipe: Option<Recipe>,
+    /// As the number in the frame says.
+    numbered: bool,
 }
 
 impl State {
-    const FRAME: Self = Self { rflags: false, frame: true, recipe: None };
+    const FRAME: Self = Self { rflags: false, frame: true, recipe: None, numbered: false };
 }
 
 /// An entry into translated code.
@@ -232,6 +234,7 @@ impl Job<'_> {
             Entry::Dead => State::default(),
             Entry::Rflags => State { rflags: true, ..State::default() },
             Entry::Frame => State::FRAME,
+            Entry::Numbered => State { numbered: true, ..State::default() },
             Entry::Inherited => *self.entry.get(n).ok_or(Refused)?,
         };
         self.plan = if self.grouping { Plan::of(block) } else { Plan::default() };
@@ -283,6 +286,9 @@ impl Job<'_> {
             self.state = State::FRAME;
             self.need_flags();
         }
+        if block.entry == Entry::Numbered {
+            self.asm.store_imm32(field(offset_of!(Frame, recipe)), 0);
+        }
         self.doors.push(Door { offset, outer, inner });
         Ok(())
     }
@@ -322,9 +328,9 @@ impl Job<'_> {
             self.state.recipe = None;
         }
         if insn.effect.writes {
-            self.state = State { rflags: true, frame: false, recipe: insn.recipe };
+            self.state = State { rflags: true, recipe: insn.recipe, ..State::default() };
         } else if insn.effect.partly {
-            self.state = State { rflags: true, frame: false, recipe: None };
+            self.state = State { rflags: true, ..State::default() };
         }
         Ok(())
     }
@@ -347,6 +353,7 @@ impl Job<'_> {
             State { frame: true, .. } => Flags::Frame,
             State { rflags: true, .. } => Flags::Host,
             State { recipe: Some(recipe), .. } => Flags::Recipe(recipe),
+            State { numbered: true, .. } => Flags::Numbered,
             _ => Flags::Frame,
         };
         let site = Site { offset, units: self.region.units, flags, kind, next: 0, following };
@@ -375,6 +382,23 @@ impl Job<'_> {
         restore_flags(self.asm);
         self.asm.mov(RAX, T0);
         self.state.rflags = true;
+    }
+
+    /// Lets block `to` know how to make the flags again, or where they are.
+    fn number_flags(&mut self, to: usize) {
+        let changed =
+            self.region.blocks.get(to).and_then(|block| block.insns.first()).map_or(0, |insn| insn.before.changed);
+        let number = match self.state {
+            State { frame: true, .. } => 0,
+            State { recipe: Some(recipe), .. } if recipe.registers() & changed == 0 => self.sites.number(recipe),
+            State { rflags: true, .. } => {
+                self.keep_flags();
+                0
+            }
+            // The number that is there holds on.
+            _ => return,
+        };
+        self.asm.store_imm32(field(offset_of!(Frame, recipe)), number);
     }
 
     /// The label of the current instruction in the cluster's other copy, for who has lost the host's flags.
@@ -459,7 +483,8 @@ impl Job<'_> {
                     self.keep_flags();
                 }
                 let frame = self.state.frame && enter.frame;
-                self.state = State { rflags: false, frame, recipe: enter.recipe.or(self.state.recipe) };
+                let recipe = enter.recipe.or(self.state.recipe);
+                self.state = State { rflags: false, frame, recipe, numbered: enter.numbered && self.state.numbered };
             }
             self.asm.bind(*label);
             self.at = at;
