@@ -82,7 +82,7 @@ impl Block {
     pub fn warm(&self, enough: u16) -> bool {
         let heat = self.heat.get().saturating_add(1);
         self.heat.set(heat);
-        heat == enough && !self.crosses
+        heat == enough
     }
 
     /// The first operation alone.

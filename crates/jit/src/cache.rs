@@ -102,11 +102,11 @@ impl Cache {
         self.doors.get(&key).copied()
     }
 
-    /// Translates the code at `gva`, in the page of `bytes`, whose host address is `page`. `known` tells which other
-    /// places in the page have run. `None`: it cannot be.
+    /// Translates the code at `gva`, in the page of `bytes`, whose host address is `page`; they may go on into the next
+    /// page, which is then `second`. `known` tells which other places in the page have run. `None`: it cannot be.
     pub fn translate(
         &mut self,
-        page: Hva,
+        (page, second): (Hva, Option<Hva>),
         bytes: &[u8],
         gva: Gva,
         model: &Model,
@@ -129,7 +129,8 @@ impl Cache {
         }
         self.code.append(code)?;
         let mut own = None;
-        for door in doors {
+        for mut door in doors {
+            door.second = second.filter(|_| region.crosses());
             let key = Key::new(Hva(page.0 | u64::from(door.offset)), mode);
             if door.offset == offset {
                 own = Some(door);
@@ -137,7 +138,9 @@ impl Cache {
             // What is there already stays: it may be running, and others may jump to it.
             if door.offset == offset || !self.doors.contains_key(&key) {
                 self.doors.insert(key, door);
-                self.pages.entry(page).or_default().push(key);
+                for page in [Some(page), door.second].into_iter().flatten() {
+                    self.pages.entry(page).or_default().push(key);
+                }
             }
         }
         self.stats.regions += 1;

@@ -172,21 +172,31 @@ pub struct Region {
     pub blocks: Vec<Block>,
     /// Whether any instruction uses vector or x87 registers.
     pub units: Units,
+    /// Where an instruction begins that goes on in the next page.
+    pub cut: Option<u16>,
 }
 
 impl Region {
     /// The region around `entry` in a page's `bytes`. `known` says which other places in the page are worth having:
-    /// code that has run.
+    /// code that has run. If the bytes go on into the next page, it may be one instruction that does so too.
     #[must_use]
     pub fn build(bytes: &[u8], entry: u16, model: &Model, mode: Mode, known: impl Fn(u16) -> bool) -> Option<Self> {
         let mut insns: BTreeMap<u16, Insn> = BTreeMap::new();
         let mut leaders: BTreeMap<u16, bool> = BTreeMap::from([(entry, true)]);
         let mut work = vec![entry];
-        let mut decoder = Reader::new(bytes, model, mode);
+        let page = bytes.get(..PAGE_SIZE as usize)?;
+        let mut decoder = Reader::new(page, model, mode);
+        if decoder.read(entry).is_none() && bytes.len() > page.len() {
+            decoder = Reader::new(bytes, model, mode);
+        }
+        let mut cut = None;
         while let Some(start) = work.pop() {
             let mut at = start;
             while insns.len() < MAX_INSTRUCTIONS && !insns.contains_key(&at) {
-                let Some(insn) = decoder.read(at) else { break };
+                let Some(insn) = decoder.read(at) else {
+                    cut = Some(at);
+                    break;
+                };
                 let (end, class) = (insn.end(), insn.class);
                 let target = match class {
                     Class::Jcc | Class::Jmp | Class::Loop => u16::try_from(insn.i.near_branch_target()).ok(),
@@ -222,12 +232,12 @@ impl Region {
                 leaders.entry(at).or_insert(false);
             }
         }
-        let mut region = Self::cut(insns, &leaders)?;
+        let mut region = Self::divide(insns, &leaders, cut)?;
         region.solve();
         Some(region)
     }
 
-    fn cut(insns: BTreeMap<u16, Insn>, leaders: &BTreeMap<u16, bool>) -> Option<Self> {
+    fn divide(insns: BTreeMap<u16, Insn>, leaders: &BTreeMap<u16, bool>, cut: Option<u16>) -> Option<Self> {
         let mut units = Units::default();
         let mut blocks = Vec::new();
         for (start, root) in leaders.iter().filter(|(start, _)| insns.contains_key(start)) {
@@ -256,7 +266,14 @@ impl Region {
             block.target = target.and_then(|target| starts.get(&target).copied());
             block.next = if last.class.ends() { None } else { starts.get(&last.end()).copied() };
         }
-        (!blocks.is_empty()).then_some(Self { blocks, units })
+        (!blocks.is_empty()).then_some(Self { blocks, units, cut })
+    }
+
+    /// Whether it is one instruction that goes on in the next page.
+    #[must_use]
+    pub fn crosses(&self) -> bool {
+        let last = self.blocks.last().and_then(Block::last);
+        last.is_some_and(|insn| u64::from(insn.end()) > PAGE_SIZE)
     }
 
     /// Finds what becomes of the flags, and from that the convention of each block's entry.

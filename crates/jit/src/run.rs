@@ -6,6 +6,7 @@ use crate::frame::Frame;
 use crate::sites::{Flags, Kind, Site};
 use crate::thunks::Reason;
 use cpu::Cpu;
+use cpu::decode::MAX_INSTRUCTION;
 use cpu::exec::interrupt::TripleFault;
 use cpu::run::{Exit, Interpreter, Step, Tier};
 use cpu::state::{CodeSize, FS, GS, RIP};
@@ -162,6 +163,7 @@ impl Jit {
             let gva = Gva(rip);
             if let Some(start) = cpu.mmu.fetch_fast(gva).map(|page| Hva(page.0 | gva.offset()))
                 && let Some(door) = self.cache.door(Key::new(start, mode))
+                && (door.second.is_none() || door.second == cpu.mmu.fetch_fast(next_page(gva)))
             {
                 return Ok(Some(self.through(cpu, mode, door, patch.take())));
             }
@@ -180,13 +182,14 @@ impl Jit {
 
     /// The way through a door, remembered for the next time.
     fn through(&mut self, cpu: &mut Cpu, mode: Mode, door: crate::translate::Door, patch: Option<u32>) -> Way {
-        if let Some(patch) = patch {
+        if let Some(patch) = patch.filter(|_| door.second.is_none()) {
             self.cache.link(patch, door.inner);
             return Way::Inner(door.inner);
         }
         let host = self.cache.host(door.outer as usize);
         let rip = cpu.rip();
-        if cpu.mmu.rely_on_fetch(Gva(rip)).is_some() {
+        let both = door.second.is_none() || cpu.mmu.rely_on_fetch(next_page(Gva(rip))).is_some();
+        if both && cpu.mmu.rely_on_fetch(Gva(rip)).is_some() {
             self.cache.frame.insert(rip, stamp(cpu, mode), host);
         }
         Way::Outer(host)
@@ -202,21 +205,37 @@ impl Jit {
     ) -> Option<crate::translate::Door> {
         let gva = Gva(cpu.rip());
         let page = cpu.mmu.fetch_fast(gva)?;
-        let mut bytes = [0; PAGE_SIZE as usize];
+        let mut bytes = [0; PAGE_SIZE as usize + MAX_INSTRUCTION];
         let origin = cpu.origin();
-        cpu.mmu.fetch_bytes(origin, gva.page(), &mut bytes).ok()?;
+        let (first, rest) = bytes.split_at_mut(PAGE_SIZE as usize);
+        cpu.mmu.fetch_bytes(origin, gva.page(), first).ok()?;
+        let second = cpu.mmu.fetch_fast(next_page(gva));
+        let mut len = first.len();
+        if second.is_some() && gva.offset() as usize > len - MAX_INSTRUCTION {
+            len += cpu.mmu.fetch_bytes(origin, next_page(gva), rest).ok()?;
+        }
+        let bytes = bytes.get(..len)?;
         let known = |offset: u16| interpreter.cache.knows(Hva(page.0 | u64::from(offset)), CodeSize::Bits64);
         let flushes = self.cache.stats.flushes;
-        let (region, door) = self.cache.translate(page, &bytes, gva, &cpu.model.clone(), mode, known)?;
+        let (region, door) = self.cache.translate((page, second), bytes, gva, &cpu.model.clone(), mode, known)?;
         if self.cache.stats.flushes != flushes {
             *patch = None;
         }
         for block in &region.blocks {
             let end = block.last().map_or(0, crate::region::Insn::end);
-            cpu.mmu.protect_code(Hva(page.0 | u64::from(block.offset())), u64::from(end - block.offset()));
+            let inside = u64::from(end).min(PAGE_SIZE);
+            cpu.mmu.protect_code(Hva(page.0 | u64::from(block.offset())), inside - u64::from(block.offset()));
+            if let (Some(second), beyond @ 1..) = (door.second, u64::from(end) - inside) {
+                cpu.mmu.protect_code(second, beyond);
+            }
         }
         Some(door)
     }
+}
+
+/// The page behind that of `gva`.
+fn next_page(gva: Gva) -> Gva {
+    gva.page().wrapping_add(PAGE_SIZE)
 }
 
 /// What tags of the jump cache are combined with: addresses mean other code under other translations and modes.

@@ -47,7 +47,7 @@ impl Job<'_> {
         let Some(to) = next else {
             let (end, place) = (last.end(), i64::from(last.end()));
             self.keep_flags();
-            if u64::from(end) < PAGE_SIZE {
+            if self.near(place) {
                 self.direct(last.offset, end);
             } else {
                 // Not the interpreter's: the last instruction is done.
@@ -72,7 +72,7 @@ impl Job<'_> {
     pub(super) fn exit(&mut self, offset: u16, following: u16, target: i64) -> Result<(), Refused> {
         self.keep_flags();
         match u16::try_from(target) {
-            Ok(target) if u64::from(target) < PAGE_SIZE => self.direct(offset, target),
+            Ok(near) if self.near(target) => self.direct(offset, near),
             _ => {
                 let miss = self.miss(offset, following);
                 self.target(target)?;
@@ -80,6 +80,12 @@ impl Job<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a jump to `place`, counted from the start of the page, can be made straight: to code whose
+    /// translation depends on no other page.
+    fn near(&self, place: i64) -> bool {
+        (0..PAGE_SIZE.cast_signed()).contains(&place) && self.region.cut.map(i64::from) != Some(place)
     }
 
     /// A jump within the page that is to be made straight.
@@ -209,9 +215,9 @@ impl Job<'_> {
         self.push_return(insn)?;
         let target = insn.i.near_branch_target().cast_signed();
         match u16::try_from(target) {
-            Ok(target) if u64::from(target) < PAGE_SIZE => {
+            Ok(near) if self.near(target) => {
                 self.move_stack(-8);
-                self.direct(insn.offset, target);
+                self.direct(insn.offset, near);
             }
             _ => {
                 let miss = self.miss(insn.offset, insn.end());

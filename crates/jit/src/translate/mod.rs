@@ -19,6 +19,7 @@ use crate::region::{Entry, Insn, Region};
 use crate::regs::{T0, T1, field};
 use crate::sites::{Flags, Kind, Site, Sites};
 use crate::thunks::{Thunks, restore_flags, save_flags};
+use ::memory::Hva;
 use groups::Plan;
 use iced_x86::{Encoder, InstructionInfoFactory};
 use std::mem::offset_of;
@@ -51,6 +52,8 @@ pub struct Door {
     pub outer: u32,
     /// For who comes from the same page.
     pub inner: u32,
+    /// The host page in which its one instruction goes on.
+    pub second: Option<Hva>,
 }
 
 /// Code that is rarely reached, emitted behind the rest.
@@ -289,7 +292,7 @@ impl Job<'_> {
         if block.entry == Entry::Numbered {
             self.asm.store_imm32(field(offset_of!(Frame, recipe)), 0);
         }
-        self.doors.push(Door { offset, outer, inner });
+        self.doors.push(Door { offset, outer, inner, second: None });
         Ok(())
     }
 
