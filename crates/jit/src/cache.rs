@@ -137,7 +137,9 @@ impl Cache {
             }
             // What is there already stays: it may be running, and others may jump to it.
             if door.offset == offset || !self.doors.contains_key(&key) {
-                self.doors.insert(key, door);
+                if let Some(old) = self.doors.insert(key, door) {
+                    self.turn_away(old);
+                }
                 for page in [Some(page), door.second].into_iter().flatten() {
                     self.pages.entry(page).or_default().push(key);
                 }
@@ -166,15 +168,20 @@ impl Cache {
     pub fn drop_page(&mut self, page: Hva) {
         for key in self.pages.remove(&page).unwrap_or_default() {
             if let Some(door) = self.doors.remove(&key) {
-                let mut asm = Asm::default();
-                asm.reset(door.outer as usize);
-                asm.jmp_to(self.thunks.stale);
-                if let Some(bytes) = asm.finish() {
-                    self.code.patch(door.outer as usize, bytes);
-                }
-                self.stats.dropped += 1;
+                self.turn_away(door);
             }
         }
+    }
+
+    /// Lets who enters by `door`, known from the jump cache, look for other code.
+    fn turn_away(&mut self, door: Door) {
+        let mut asm = Asm::default();
+        asm.reset(door.outer as usize);
+        asm.jmp_to(self.thunks.stale);
+        if let Some(bytes) = asm.finish() {
+            self.code.patch(door.outer as usize, bytes);
+        }
+        self.stats.dropped += 1;
     }
 
     /// Drops everything.

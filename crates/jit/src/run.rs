@@ -102,6 +102,8 @@ impl Jit {
         f.vector = (&raw mut cpu.vector).addr() as u64;
         f.target = target;
         cpu.vector.set_image_mxcsr(host::vector::MXCSR_DEFAULT);
+        // FXSAVE would leave the host's own addresses there.
+        let pointers = cpu.vector.x87_pointers();
         let enter = self.cache.host(self.cache.thunks.enter);
         // SAFETY: the thunk saves and restores what the C convention asks for. Translated code touches the frame, the
         // vCPU's registers and vector state through the pointers above, and guest memory where a TLB entry of the
@@ -109,6 +111,7 @@ impl Jit {
         unsafe {
             asm!("call {enter}", enter = in(reg) enter, in("rdi") frame, clobber_abi("C"));
         }
+        cpu.vector.set_x87_pointers(pointers);
         self.cache.stats.entered += 1;
         // SAFETY: translated code has been left.
         let f: &mut Frame = unsafe { &mut *frame };
