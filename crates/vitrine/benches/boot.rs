@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use guests::measure::{Taken, cpu_seconds, spread};
 use guests::session::argument;
 use guests::{find, image, initramfs};
 
@@ -28,27 +29,11 @@ struct Emulator {
 const OURS: Emulator = Emulator { name: "vitrine", program: VITRINE, options: &[] };
 const THEIRS: Emulator = Emulator { name: "QEMU TCG", program: QEMU, options: &["-accel", "tcg", "-cpu", "max"] };
 
-/// Seconds of one run.
-#[derive(Clone, Copy)]
-struct Taken {
-    wall: f64,
-    cpu: f64,
-}
-
 fn start(emulator: &Emulator, arguments: &[&str]) -> Child {
     let mut command = Command::new(emulator.program);
     command.args(emulator.options).args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     command.spawn().unwrap_or_else(|error| panic!("{}: {error}", emulator.program))
-}
-
-/// User and system seconds of a process, all its threads, so far (`proc(5)`: fields 14 and 15 of `stat`).
-fn cpu_seconds(id: u32) -> f64 {
-    let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
-    let after_name = stat.rsplit(')').next().unwrap_or_default();
-    let ticks: f64 = after_name.split_whitespace().skip(11).take(2).filter_map(|word| word.parse::<f64>().ok()).sum();
-    let rate = u32::try_from(rustix::param::clock_ticks_per_second()).unwrap_or(100);
-    ticks / f64::from(rate)
 }
 
 /// Runs to the line that contains `mark`; the guest is then left to end by itself.
@@ -87,12 +72,6 @@ fn integer_loop(emulator: &Emulator, rounds: u32) -> Option<Taken> {
         eprintln!("{}: the loop of {rounds} rounds ended with {status}", emulator.name);
     }
     right.then(|| Taken { wall: begun.elapsed().as_secs_f64(), cpu })
-}
-
-/// The middle of some figures, the least and the greatest.
-fn spread(mut figures: Vec<f64>) -> Option<(f64, f64, f64)> {
-    figures.sort_by(f64::total_cmp);
-    Some((*figures.get(figures.len() / 2)?, *figures.first()?, *figures.last()?))
 }
 
 /// Measures each emulator `rounds` times in turn and prints a line for each with the ratio to ours.
