@@ -188,7 +188,7 @@ impl Job<'_> {
             let lowest = Address { disp: low, ..*address };
             let miss = self.slow_way()?;
             self.check(site, &lowest, group.span(), group.write, Some(miss));
-            self.resident = None;
+            self.resident = Some((member.group, None));
             if let Some(kept) = kept {
                 self.asm.store(kept, T1);
             }
@@ -197,15 +197,15 @@ impl Job<'_> {
             self.sites.covers(self.asm.here(), site);
             if self.resident.is_none_or(|(resident, _)| resident != member.group) {
                 self.asm.load(T1, kept.ok_or(Refused)?);
-                self.resident = None;
+                self.resident = Some((member.group, None));
             }
         }
-        if simple {
-            self.resident = Some((member.group, member.delta));
+        let base = self.resident.and_then(|(_, base)| base);
+        if simple && base.is_none() {
             return Ok(self.translated(address));
         }
-        let from = match self.resident {
-            Some((_, delta)) => delta,
+        let from = match base {
+            Some(from) => from,
             None => {
                 for from in [address.page, address.segment].into_iter().flatten() {
                     self.add_t1(from);
@@ -218,7 +218,7 @@ impl Job<'_> {
                 member.delta
             }
         };
-        self.resident = Some((member.group, from));
+        self.resident = Some((member.group, Some(from)));
         let disp = address.disp.checked_add(member.delta - from).ok_or(Refused)?;
         Ok(match address.index {
             Some((Place::Host(index), shift)) => Mem::at(T1, disp).index(index, shift),

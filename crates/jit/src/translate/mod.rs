@@ -193,8 +193,8 @@ struct Job<'a> {
     at: usize,
     /// The other copy of the current cluster.
     slow: Option<Slow>,
-    /// The group whose addend T1 holds, and the distance of the base that is added to it, if one is.
-    resident: Option<(usize, i32)>,
+    /// The group whose addend T1 holds, and the distance of the base that has been added to it, if one has.
+    resident: Option<(usize, Option<i32>)>,
 }
 
 impl Job<'_> {
