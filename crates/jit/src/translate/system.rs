@@ -62,10 +62,13 @@ impl Job<'_> {
         let at = self.asm.label();
         let site = self.site(insn.offset, insn.end(), Kind::Instruction);
         self.cold.push(Cold::Interpret { at, site });
+        // The next instruction's block, and its number there.
         let block = self.region.blocks.get(n).ok_or(Refused)?;
-        let next = self.at + 1;
-        let polls = block.loops() && next + 1 == block.insns.len();
-        if next >= block.insns.len() || polls {
+        let next = match self.at + 1 {
+            next if next < block.insns.len() => Some((block, next)),
+            _ => block.next.and_then(|to| self.region.blocks.get(to)).map(|block| (block, 0)),
+        };
+        if next.is_none_or(|(block, next)| block.loops() && next + 1 == block.insns.len()) {
             self.asm.jmp(at);
             return Ok(());
         }
