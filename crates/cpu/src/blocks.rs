@@ -37,15 +37,6 @@ impl Key {
         Self(self.0 | offset)
     }
 
-    /// The same for the first instruction alone.
-    fn single(self) -> Self {
-        Self(self.0 | 1 << 63)
-    }
-
-    fn is_single(self) -> bool {
-        self.0 >> 63 != 0
-    }
-
     fn start(self) -> Hva {
         Hva(self.0 & (u64::MAX >> 8))
     }
@@ -76,13 +67,15 @@ impl Block {
         self.len.into()
     }
 
-    /// Counts one more run; whether there have now been just `enough`, so that a translation is worth its time.
+    /// Counts one more run; whether there have been `enough` since this last said so, so that a translation is worth
+    /// its time. (There may be several: one for each mode.)
     #[inline(always)]
     #[must_use]
     pub fn warm(&self, enough: u16) -> bool {
         let heat = self.heat.get().saturating_add(1);
-        self.heat.set(heat);
-        heat == enough
+        let warm = heat >= enough;
+        self.heat.set(if warm { 0 } else { heat });
+        warm
     }
 
     /// The first operation alone.
@@ -180,17 +173,6 @@ impl BlockCache {
     #[cold]
     #[inline(never)]
     pub fn find(&mut self, cpu: &mut Cpu) -> Result<Found, Exception> {
-        self.seek(cpu, |key| key)
-    }
-
-    /// As [`BlockCache::find`], for the one instruction at RIP.
-    ///
-    /// Errors: the exception that fetching raises.
-    pub fn find_one(&mut self, cpu: &mut Cpu) -> Result<Found, Exception> {
-        self.seek(cpu, Key::single)
-    }
-
-    fn seek(&mut self, cpu: &mut Cpu, kind: fn(Key) -> Key) -> Result<Found, Exception> {
         let gva = cpu.code_address()?;
         let origin = cpu.origin();
         let FetchPage::Memory(page) =
@@ -198,10 +180,10 @@ impl BlockCache {
         else {
             return self.decode_once(cpu, gva);
         };
-        let key = kind(Key::new(Hva(page.0 | gva.offset()), cpu.code_size));
+        let key = Key::new(Hva(page.0 | gva.offset()), cpu.code_size);
         if let Some(&number) = self.map.get(&key) {
             if !self.blocks[number].crosses {
-                self.show(gva, key, number);
+                self.show(gva, number);
                 return Ok(Found::Cached(number));
             }
             // An instruction that crosses pages: the second page must still be the one it was decoded from.
@@ -220,8 +202,7 @@ impl BlockCache {
         let origin = cpu.origin();
         let n = cpu.mmu.fetch_bytes(origin, gva, &mut bytes).map_err(|fault| cpu.memory_fault(fault, false))?;
         let size = cpu.code_size;
-        let limit = if key.is_single() { 1 } else { usize::MAX };
-        let decoded = decode::block(&bytes[..n], size, &cpu.model, limit);
+        let decoded = decode::block(&bytes[..n], size, &cpu.model, usize::MAX);
         if decoded.ops.is_empty() {
             return self.decode_crossing(cpu, gva, key);
         }
@@ -230,15 +211,13 @@ impl BlockCache {
             decode::log(&bytes[..decoded.len], size, cpu.rip());
         }
         let number = self.insert(key, None, decoded);
-        self.show(gva, key, number);
+        self.show(gva, number);
         Ok(Found::Cached(number))
     }
 
     /// Lets [`BlockCache::lookup`] find a block.
-    fn show(&mut self, gva: Gva, key: Key, number: usize) {
-        if !key.is_single() {
-            self.front[slot(gva)] = u32::try_from(number).unwrap_or(0);
-        }
+    fn show(&mut self, gva: Gva, number: usize) {
+        self.front[slot(gva)] = u32::try_from(number).unwrap_or(0);
     }
 
     /// The instruction at `gva` goes on in the next page.
@@ -356,6 +335,12 @@ fn fetch_across(cpu: &mut Cpu, gva: Gva) -> Result<([u8; MAX_INSTRUCTION], usize
 }
 
 impl Cpu {
+    /// For a tier: the instruction at RIP, which it has translated, decoded. `None`: it cannot be had now.
+    pub fn decode_one(&mut self) -> Option<Op> {
+        let (bytes, n, _) = fetch_across(self, Gva(self.rip())).ok()?;
+        decode::block(bytes.get(..n)?, CodeSize::Bits64, &self.model, 1).ops.pop()
+    }
+
     /// The linear address of the instruction at RIP. Errors: #GP(0) beyond the code segment's limit.
     pub fn code_address(&self) -> Result<Gva, Exception> {
         let (rip, cs) = (self.rip(), &self.seg[crate::state::CS]);

@@ -99,6 +99,12 @@ impl Signals {
         self.bits.load(Ordering::Relaxed)
     }
 
+    /// Where the raised bits are, for translated code.
+    #[must_use]
+    pub fn word(&self) -> &AtomicU32 {
+        &self.bits
+    }
+
     /// Raises [`Self::SIPI`] with its start page.
     pub fn raise_sipi(&self, vector: u8) {
         self.sipi.store(vector, Ordering::SeqCst);

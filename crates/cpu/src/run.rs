@@ -173,16 +173,12 @@ impl Cpu {
         self.conclude(interpreter, end)
     }
 
-    /// For a tier: runs the instruction at RIP, faults and all.
+    /// For a tier: runs the instruction at RIP, which is `op`, faults and all.
     ///
     /// # Errors
     /// The processor shut down.
-    pub fn interpret_one(&mut self, interpreter: &mut Interpreter) -> Result<Step, TripleFault> {
-        let end = match interpreter.cache.find_one(self) {
-            Ok(Found::Cached(number)) => self.execute_one(interpreter.cache.get(number)),
-            Ok(Found::Once(block)) => self.execute_one(&block),
-            Err(exception) => End::Fault(exception),
-        };
+    pub fn interpret_one(&mut self, interpreter: &mut Interpreter, op: &Op) -> Result<Step, TripleFault> {
+        let end = self.execute(std::slice::from_ref(op));
         self.conclude(interpreter, end)
     }
 

@@ -266,6 +266,35 @@ impl Asm {
         self.rm(true, &[0x33], reg, mem);
     }
 
+    /// `and reg, value`, the value sign-extended.
+    pub fn and_imm(&mut self, reg: Reg, value: i32) {
+        self.rr(true, &[0x81], 4, reg);
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// `or reg, value`, the value sign-extended.
+    pub fn or_imm(&mut self, reg: Reg, value: i32) {
+        self.rr(true, &[0x81], 1, reg);
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// `and dword [mem], value`.
+    pub fn and_imm32(&mut self, mem: Mem, value: i32) {
+        self.rm(false, &[0x81], 4, mem);
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// `or dword [mem], value`.
+    pub fn or_imm32(&mut self, mem: Mem, value: i32) {
+        self.rm(false, &[0x81], 1, mem);
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// `or reg, [mem]`.
+    pub fn or_mem(&mut self, reg: Reg, mem: Mem) {
+        self.rm(true, &[0x0b], reg, mem);
+    }
+
     /// `and reg, [mem]`.
     pub fn and_mem(&mut self, reg: Reg, mem: Mem) {
         self.rm(true, &[0x23], reg, mem);

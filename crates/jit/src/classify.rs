@@ -34,6 +34,8 @@ pub enum Class {
     CallIndirect,
     /// A near return.
     Ret,
+    /// One of the system instructions that need not leave translated code.
+    System,
     /// Interpreted; execution usually goes on behind it.
     Interpret,
     /// Interpreted; execution goes on elsewhere.
@@ -69,7 +71,7 @@ pub struct Units {
 /// What of the processor's mode decides how code is translated. Part of a translation's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mode {
-    /// CPL 3.
+    /// CPL 1 to 3.
     pub user: bool,
     /// x87 and MMX instructions do not raise #NM or #UD.
     pub x87: bool,
@@ -85,7 +87,7 @@ impl Mode {
     pub fn of(cpu: &cpu::Cpu) -> Self {
         let x87 = !cpu.cr0.emulation() && !cpu.cr0.task_switched();
         let avx = cpu.cr4.os_xsave() && cpu.xcr0.sse() && cpu.xcr0.avx() && !cpu.cr0.task_switched();
-        Self { user: cpu.cpl == 3, x87, sse: x87 && cpu.cr4.os_fxsr(), avx }
+        Self { user: cpu.cpl != 0, x87, sse: x87 && cpu.cr4.os_fxsr(), avx }
     }
 
     /// As a small number.
@@ -110,6 +112,8 @@ pub fn classify(i: &Instruction, model: &Model, mode: Mode) -> (Class, Units) {
     let control = match i.code() {
         Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_r64 | Code::Push_rm64 => Some(Class::Push),
         Code::Pop_r64 => Some(Class::Pop),
+        Code::Pushfq | Code::Cld => Some(Class::System),
+        Code::Cli | Code::Sti | Code::Swapgs if !mode.user => Some(Class::System),
         Code::Leaveq => Some(Class::Leave),
         Code::Retnq | Code::Retnq_imm16 => Some(Class::Ret),
         Code::Jmp_rm64 => Some(Class::JmpIndirect),

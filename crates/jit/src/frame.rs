@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// Bytes of stack below the frame.
 const STACK: usize = 64 << 10;
 /// Entries of the jump cache: a power of two.
-pub const JUMPS: usize = 1 << 13;
+pub const JUMPS: usize = 1 << 15;
 /// What [`Frame::poll`] holds to make the next poll fault: no canonical address.
 const KICKED: u64 = 1 << 63;
 
@@ -53,6 +53,8 @@ pub struct Frame {
     pub reason: u32,
     /// The vCPU's general registers.
     pub registers: u64,
+    /// The vCPU's requests, see `cpu::hooks::Signals`.
+    pub requests: u64,
     /// The vCPU's vector state.
     pub vector: u64,
     /// RSP of the caller.

@@ -78,7 +78,8 @@ impl Insn {
     /// Whether the host's flags are lost on the way to it.
     #[must_use]
     pub fn clobbers(&self) -> bool {
-        self.memory.is_some() || matches!(self.class, Class::Pop | Class::Leave | Class::Ret | Class::Push)
+        self.memory.is_some()
+            || matches!(self.class, Class::Pop | Class::Leave | Class::Ret | Class::Push | Class::System)
     }
 
     fn transfer(&self, after: Future) -> Future {

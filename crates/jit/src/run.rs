@@ -99,6 +99,7 @@ impl Jit {
         f.tlb_mask = view.mask;
         f.address = cpu.rip() ^ stamp;
         f.registers = cpu.regs.as_mut_ptr().addr() as u64;
+        f.requests = std::ptr::from_ref(cpu.signals.word()).addr() as u64;
         f.vector = (&raw mut cpu.vector).addr() as u64;
         f.target = target;
         cpu.vector.set_image_mxcsr(host::vector::MXCSR_DEFAULT);
@@ -308,11 +309,8 @@ impl Tier for Jit {
                 continue;
             }
             self.arrive(cpu, &site);
-            if reason == Reason::Fault && self.cache.frame.calm() {
-                // A poll, most likely: whatever else it was will fault again.
-                if cpu.must_poll() {
-                    return Ok(());
-                }
+            if site.kind == Kind::Poll {
+                // The top of the loop looks at what is wanted.
                 way = Way::Find;
                 continue;
             }
@@ -321,7 +319,10 @@ impl Tier for Jit {
                 Reason::Access => self.cache.stats.accesses += 1,
                 _ => self.cache.stats.interpreted += 1,
             }
-            let step = cpu.interpret_one(interpreter)?;
+            let step = match self.cache.sites.op(number, || cpu.decode_one()) {
+                Some(op) => cpu.interpret_one(interpreter, op)?,
+                None => cpu.interpret_block(interpreter, u16::MAX)?,
+            };
             if let (Reason::Access, Kind::Access { size, write }) = (reason, site.kind)
                 && let Some(offset) = cpu.mmu.site(Gva(address), size.into(), write)
             {

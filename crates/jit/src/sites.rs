@@ -2,6 +2,7 @@
 
 use crate::classify::Units;
 use crate::flags::Recipe;
+use cpu::op::Op;
 use std::collections::HashMap;
 
 /// Where the status flags are at a site.
@@ -20,8 +21,10 @@ pub enum Flags {
 /// What a site does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// An instruction that may fault, be interpreted, or poll.
+    /// An instruction that may fault or be interpreted.
     Instruction,
+    /// An instruction before which requests are looked for.
+    Poll,
     /// It accesses memory through a remembered TLB entry.
     Access {
         /// Bytes.
@@ -64,6 +67,8 @@ pub struct Sites {
     /// Recipes, numbered from 1.
     recipes: Vec<Recipe>,
     numbers: HashMap<Recipe, u32>,
+    /// The instructions that were interpreted so far.
+    ops: Vec<Option<Box<Op>>>,
 }
 
 impl Sites {
@@ -105,6 +110,19 @@ impl Sites {
         self.all.get(number as usize)
     }
 
+    /// A site's instruction, decoded by `decode` if it was not before.
+    pub fn op(&mut self, number: u32, decode: impl FnOnce() -> Option<Op>) -> Option<&Op> {
+        let number = number as usize;
+        if self.ops.len() <= number {
+            self.ops.resize_with(number + 1, || None);
+        }
+        let slot = self.ops.get_mut(number)?;
+        if slot.is_none() {
+            *slot = decode().map(Box::new);
+        }
+        slot.as_deref()
+    }
+
     /// A site to be completed.
     pub fn get_mut(&mut self, number: u32) -> Option<&mut Site> {
         self.all.get_mut(number as usize)
@@ -125,6 +143,7 @@ impl Sites {
     /// Forgets all but the first `sites` and what covers host code from `host` on: a translation that came to nothing.
     pub fn truncate(&mut self, sites: usize, host: usize) {
         self.all.truncate(sites);
+        self.ops.truncate(sites);
         let keep = self.faults.partition_point(|(start, _)| (*start as usize) < host);
         self.faults.truncate(keep);
     }

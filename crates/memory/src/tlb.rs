@@ -36,7 +36,7 @@ mod filter;
 mod stamp;
 mod table;
 pub use entry::{Comparator, Entry, View};
-use filter::{Bloom, LargePages};
+use filter::{LargePages, Writer, Writers};
 use stamp::{Names, Relied};
 use table::Table;
 
@@ -198,8 +198,8 @@ pub(crate) struct Tlb {
     /// Supervisors rely on pages that are not global: each context has a stamp of its own for them, until all stamps
     /// are renewed.
     split: bool,
-    /// Host pages that may have a plain write comparator: see [`Tlb::protect`].
-    writable: Box<Bloom<128>>,
+    /// Which host pages may have a plain write comparator: see [`Tlb::protect`].
+    writers: Writers,
     /// Protection keys of which entries may be cached, user and supervisor pages alike.
     keys: u16,
     pub stats: Stats,
@@ -217,7 +217,7 @@ impl Tlb {
             supervisor: Relied::new(&mut names),
             names,
             split: false,
-            writable: Box::default(),
+            writers: Writers::default(),
             keys: 0,
             stats: Stats::default(),
         }
@@ -232,7 +232,7 @@ impl Tlb {
         &mut self.contexts[self.current].spaces[space as usize]
     }
 
-    /// The comparator's flags and the rest, if `want` is cached as possible for `page` in `space`.
+    /// The comparator's flags and the rest, if `want` is cached as possible for `page` in `space`. The table may grow.
     pub fn probe(&mut self, space: Space, page: Gva, want: Want) -> Option<(u64, Full)> {
         let table = &mut self.contexts[self.current].spaces[space as usize];
         if let Some(found) = table.find(page, want) {
@@ -241,6 +241,7 @@ impl Tlb {
         }
         let found = table.recall(page, want)?;
         self.stats.victim_hits += 1;
+        self.stats.grown += u64::from(table.grow());
         Some(found)
     }
 
@@ -260,7 +261,7 @@ impl Tlb {
 
     /// Caches an entry in the current context, in place of any for the same page.
     pub fn fill(&mut self, space: Space, entry: Entry, full: Full) {
-        self.note_writable(&entry, &full);
+        note_writable(&mut self.writers, &entry, &full);
         self.keys |= 1 << (full.rights.key & 15);
         if full.rights.global {
             self.globals.insert(full);
@@ -340,7 +341,7 @@ impl Tlb {
 
     fn forget_if_clean(&mut self) {
         if self.contexts.iter().flat_map(|context| &context.spaces).all(Table::is_clean) {
-            self.writable.clear();
+            self.writers.clear();
             self.keys = 0;
         }
     }
@@ -413,39 +414,51 @@ impl Tlb {
         }
     }
 
-    fn note_writable(&mut self, entry: &Entry, full: &Full) {
-        if let Page::Ram(hva) = full.memory
-            && !entry.write.has(INVALID | CODE)
-        {
-            self.writable.insert(hva.0 >> x86::PAGE_SHIFT);
-        }
-    }
-
     /// Puts the [`CODE`] flag into all write comparators for the page at `hva`. Most pages that get decoded code
-    /// have no write comparator anywhere: the filter spares them the search.
+    /// have no write comparator anywhere, and pages that a guest generates code in have one: `writers` spares both the
+    /// search.
     pub fn protect(&mut self, hva: Hva) {
-        if !self.writable.may_hold(hva.0 >> x86::PAGE_SHIFT) {
-            return;
-        }
-        for table in self.contexts.iter_mut().flat_map(|context| &mut context.spaces) {
-            table.for_each(|entry, full| {
-                if full.memory == Page::Ram(hva.page()) {
-                    entry.write = entry.write.with(CODE);
+        let protect = |entry: &mut Entry, full: &Full| {
+            if full.memory == Page::Ram(hva.page()) {
+                entry.write = entry.write.with(CODE);
+            }
+        };
+        let tables = self.contexts.iter_mut().flat_map(|context| &mut context.spaces);
+        match self.writers.take(hva.page()) {
+            Writer::None => {}
+            Writer::One(gva) => tables.for_each(|table| table.for_page(gva, protect)),
+            Writer::Unknown => {
+                // Everything is looked at, so that it can be noted anew what there is.
+                self.writers.clear();
+                for table in tables {
+                    table.for_each(|entry, full| {
+                        protect(entry, full);
+                        note_writable(&mut self.writers, entry, full);
+                    });
                 }
-            });
+            }
         }
     }
 
     /// Takes the [`CODE`] flag off the write comparator for `page` in the current context.
     pub fn unprotect(&mut self, space: Space, page: Gva) {
         if let Some((entry, full)) = self.table(space).unprotect(page) {
-            self.note_writable(&entry, &full);
+            note_writable(&mut self.writers, &entry, &full);
         }
     }
 
     #[cfg(test)]
     pub fn size(&self, space: Space) -> usize {
         self.contexts[self.current].spaces[space as usize].size()
+    }
+}
+
+/// Notes that `entry` may be written through, if it may.
+fn note_writable(writers: &mut Writers, entry: &Entry, full: &Full) {
+    if let Page::Ram(hva) = full.memory
+        && !entry.write.has(INVALID | CODE)
+    {
+        writers.insert(hva, full.gva);
     }
 }
 

@@ -23,7 +23,7 @@ const RBP: Reg = 5;
 impl Job<'_> {
     /// Before a jump backwards: a load that faults when the vCPU is wanted elsewhere. It changes no flag.
     pub(super) fn poll(&mut self, insn: &Insn) {
-        let site = self.site(insn.offset, insn.end(), Kind::Instruction);
+        let site = self.site(insn.offset, insn.end(), Kind::Poll);
         self.sites.covers(self.asm.here(), site);
         self.asm.load(T0, field(offset_of!(Frame, poll)));
         self.asm.load32(T0, Mem::at(T0, 0));

@@ -9,6 +9,7 @@
 //! and behind the rest with a check for each access. To that copy goes who finds that a group does not lie in one page
 //! that may be accessed, and who comes back from the interpreter, which may have changed the TLB.
 
+use super::system::separates;
 use crate::classify::Class;
 use crate::region::{Block, Insn};
 use crate::regs::{Place, place};
@@ -213,7 +214,7 @@ impl Plan {
                 plan.add(n, &access, open);
             }
             values.step(insn);
-            if insn.class == Class::Interpret {
+            if separates(insn) {
                 open = plan.groups.len();
             }
         }

@@ -8,6 +8,7 @@ mod control;
 pub mod groups;
 mod memory;
 mod plain;
+mod system;
 
 pub use plain::fits;
 
@@ -315,6 +316,7 @@ impl Job<'_> {
             Class::CallIndirect => self.call_indirect(insn)?,
             Class::JmpIndirect => self.jmp_indirect(insn)?,
             Class::Ret => self.ret(insn)?,
+            Class::System => self.system(n, insn)?,
             Class::Interpret | Class::Leaves => self.interpret(insn),
         }
         let accesses = std::mem::take(&mut self.accesses);

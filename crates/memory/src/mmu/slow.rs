@@ -99,7 +99,10 @@ impl Mmu {
         let gva = self.paging.linear(gva);
         let space = self.effective(space);
         let (flags, full) = match self.tlb.probe(space, gva.page(), want) {
-            Some(found) => found,
+            Some(found) => {
+                self.renew();
+                found
+            }
             None => self.miss(origin, space, gva, want)?,
         };
         let gpa = full.gpa.wrapping_add(gva.offset());

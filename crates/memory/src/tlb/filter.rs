@@ -1,7 +1,7 @@
 //! Sets of pages that are exact where they say no: Bloom filters with one hash.
 
 use super::Full;
-use crate::Gva;
+use crate::{Gva, Hva};
 use x86::PAGE_SHIFT;
 
 /// A filter of `WORDS` (a power of two) × 64 bits.
@@ -91,6 +91,70 @@ impl LargePages {
     }
 }
 
+/// Number of slots of [`Writers`]: a power of two.
+const WRITERS: usize = 4096;
+
+/// Through which pages a host page may be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Writer {
+    /// None.
+    None,
+    /// This one at most.
+    One(Gva),
+    /// Any.
+    Unknown,
+}
+
+/// For each host page the one page through which it may be written, as long as there is but one.
+#[derive(Debug)]
+pub(super) struct Writers {
+    /// By a hash of the host page, which is 0 in an empty slot and [`Writers::SEVERAL`] where one was not enough.
+    slots: Box<[(Hva, Gva)]>,
+}
+
+impl Default for Writers {
+    fn default() -> Self {
+        Self { slots: vec![Self::EMPTY; WRITERS].into_boxed_slice() }
+    }
+}
+
+impl Writers {
+    const EMPTY: (Hva, Gva) = (Hva(0), Gva(0));
+    const SEVERAL: (Hva, Gva) = (Hva(u64::MAX), Gva(0));
+
+    fn slot(&mut self, page: Hva) -> &mut (Hva, Gva) {
+        let hash = (page.0 >> PAGE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - WRITERS.ilog2());
+        &mut self.slots[hash as usize & (WRITERS - 1)]
+    }
+
+    /// The host page may be written through `gva` from now on.
+    pub fn insert(&mut self, page: Hva, gva: Gva) {
+        let slot = self.slot(page);
+        match *slot {
+            Self::EMPTY => *slot = (page, gva),
+            known if known == (page, gva) => {}
+            _ => *slot = Self::SEVERAL,
+        }
+    }
+
+    /// Through which page the host page may be written; after that it may not, unless that is unknown.
+    pub fn take(&mut self, page: Hva) -> Writer {
+        let slot = self.slot(page);
+        match *slot {
+            Self::SEVERAL => Writer::Unknown,
+            (known, gva) if known == page => {
+                *slot = Self::EMPTY;
+                Writer::One(gva)
+            }
+            _ => Writer::None,
+        }
+    }
+
+    pub fn clear(&mut self) {
+        self.slots.fill(Self::EMPTY);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -106,5 +170,21 @@ mod tests {
         assert!(false_hits < 100, "{false_hits} of 1000");
         filter.clear();
         assert!(filter.is_empty() && !pages(0xffff_ffff_8100_0000).any(|page| filter.may_hold(page)));
+    }
+    #[test]
+    fn the_one_writer_of_a_page_is_known() {
+        let mut writers = Writers::default();
+        let (page, other) = (Hva(0x7000_0000_1000), Hva(0x7000_0000_2000));
+        assert_eq!(writers.take(page), Writer::None);
+        writers.insert(page, Gva(0x5000));
+        writers.insert(page, Gva(0x5000));
+        assert_eq!((writers.take(other), writers.take(page)), (Writer::None, Writer::One(Gva(0x5000))));
+        assert_eq!(writers.take(page), Writer::None);
+        writers.insert(page, Gva(0x5000));
+        writers.insert(page, Gva(0x6000));
+        assert_eq!(writers.take(page), Writer::Unknown);
+        assert_eq!(writers.take(page), Writer::Unknown, "until all are forgotten");
+        writers.clear();
+        assert_eq!(writers.take(page), Writer::None);
     }
 }

@@ -10,7 +10,7 @@ use crate::walk::{Rights, Want};
 use x86::PAGE_SHIFT;
 
 /// Entries of a main table from its first fill on.
-const SMALLEST: usize = 256;
+const SMALLEST: usize = 1024;
 /// Entries up to which a main table grows.
 pub(super) const LARGEST: usize = 16384;
 /// Entries of a victim table.
@@ -31,7 +31,7 @@ pub(super) struct Table {
     touched: Vec<u16>,
     /// Slots in use.
     used: usize,
-    /// Fills since the flush (or growth) that had to push another page out.
+    /// How often since the flush (or growth) a page has pushed another one out.
     conflicts: usize,
     /// Whether anything was filled since the flush.
     dirty: bool,
@@ -118,6 +118,7 @@ impl Table {
         std::mem::swap(full, &mut victim.1);
         let found = (entry.comparator(want).flags(page)?, *full);
         self.touch(index);
+        self.conflicts += 1;
         Some(found)
     }
 
@@ -128,15 +129,21 @@ impl Table {
         }
     }
 
-    /// Whether the table grew.
-    pub fn fill(&mut self, entry: Entry, full: Full) -> bool {
-        while self.size() < SMALLEST {
-            self.double();
-        }
+    /// Doubles a table in which pages have pushed each other out too often. Whether it did.
+    pub fn grow(&mut self) -> bool {
         let grow = self.conflicts > self.size() / 2 && self.size() < LARGEST;
         if grow {
             self.double();
         }
+        grow
+    }
+
+    /// Puts an entry in its slot. Whether the table grew.
+    pub fn fill(&mut self, entry: Entry, full: Full) -> bool {
+        while self.size() < SMALLEST {
+            self.double();
+        }
+        let grow = self.grow();
         for (victim, _) in self.victims.iter_mut().filter(|(victim, _)| victim.holds(full.gva)) {
             victim.invalidate();
         }
@@ -258,6 +265,16 @@ impl Table {
             }
         }
         for (entry, full) in self.victims.iter_mut().filter(|(entry, _)| !entry.is_empty()) {
+            change(entry, full);
+        }
+    }
+
+    /// Calls `change` for every entry for `page`.
+    pub fn for_page(&mut self, page: Gva, change: impl Fn(&mut Entry, &Full)) {
+        let index = self.index(page);
+        let (slot, victims) = (self.entries.all_mut().get_mut(index).zip(self.full.get(index)), &mut self.victims);
+        let all = slot.into_iter().chain(victims.iter_mut().map(|(entry, full)| (entry, &*full)));
+        for (entry, full) in all.filter(|(entry, full)| full.gva == page && !entry.is_empty()) {
             change(entry, full);
         }
     }
