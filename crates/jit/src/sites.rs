@@ -1,7 +1,9 @@
 //! What is known of the places at which translated code can be left.
 
-use crate::classify::Units;
+use crate::classify::{Class, Units};
 use crate::flags::Recipe;
+use crate::region::Region;
+use iced_x86::Mnemonic;
 use std::collections::HashMap;
 
 /// Where the status flags are at a site.
@@ -59,6 +61,8 @@ pub struct Site {
 #[derive(Debug, Default)]
 pub struct Sites {
     all: Vec<Site>,
+    /// Each one's instruction, for counting.
+    named: Vec<(Mnemonic, Class)>,
     /// Host code from this offset on belongs to this site. Ascending.
     faults: Vec<(u32, u32)>,
     /// Recipes, numbered from 1.
@@ -110,6 +114,24 @@ impl Sites {
         self.all.get_mut(number as usize)
     }
 
+    /// Notes the instructions of all sites that were added since the last time, for `region`.
+    pub fn name(&mut self, region: &Region) {
+        let insn = |offset: u16| {
+            let block = region.blocks.partition_point(|block| block.offset() <= offset).checked_sub(1)?;
+            region.blocks.get(block)?.insns.iter().find(|insn| insn.offset == offset)
+        };
+        for site in self.all.get(self.named.len()..).into_iter().flatten() {
+            let named = insn(site.offset).map(|insn| (insn.i.mnemonic(), insn.class));
+            self.named.push(named.unwrap_or((Mnemonic::INVALID, Class::Interpret)));
+        }
+    }
+
+    /// A site's instruction.
+    #[must_use]
+    pub fn named(&self, number: u32) -> Option<(Mnemonic, Class)> {
+        self.named.get(number as usize).copied()
+    }
+
     /// Faults of host code from `host` on belong to `site`.
     pub fn covers(&mut self, host: usize, site: u32) {
         self.faults.push((host as u32, site));
@@ -125,6 +147,7 @@ impl Sites {
     /// Forgets all but the first `sites` and what covers host code from `host` on: a translation that came to nothing.
     pub fn truncate(&mut self, sites: usize, host: usize) {
         self.all.truncate(sites);
+        self.named.truncate(sites);
         let keep = self.faults.partition_point(|(start, _)| (*start as usize) < host);
         self.faults.truncate(keep);
     }
