@@ -176,6 +176,7 @@ impl Cache {
         let Made { code, doors, listing } = translated.inspect_err(|_| self.stats.refused += 1).ok()?;
         self.sites.name(&region);
         self.code.append(code)?;
+        self.stats.time += start.elapsed();
         let (length, base) = (code.len(), self.code.start().addr() as u64);
         if let Some(perf) = &self.perf {
             perf.region(gva, base + origin as u64, code);
@@ -207,7 +208,6 @@ impl Cache {
         }
         self.stats.regions += 1;
         self.stats.bytes += length as u64;
-        self.stats.time += start.elapsed();
         Some((region, own?))
     }
 

@@ -5,6 +5,7 @@
 
 use crate::frame::{Frame, HOSTS, SLOTS, TAGS};
 use crate::region::Region;
+use crate::stats::Inline;
 use crate::thunks::Thunks;
 use iced_x86::{
     Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter, OpKind, Register, SymbolResolver, SymbolResult,
@@ -151,7 +152,7 @@ fn lines(region: &Region, page: u64, marks: &[Mark], host: &Host<'_>) -> Vec<Str
         let mut heading = format!("{:016x}{:<11}", guest(mark.offset), mark.part.name());
         match insns().find(|insn| insn.offset == mark.offset) {
             Some(insn) if matches!(mark.part, Part::Insn | Part::Alone) => {
-                plain.format(&insn.i, &mut heading);
+                plain.format(&moved(&insn.i, page), &mut heading);
                 let block = region.blocks.iter().find(|block| block.offset() == mark.offset);
                 if let Some(block) = block.filter(|_| mark.part == Part::Insn) {
                     let root = if block.root { ", entered from outside" } else { "" };
@@ -171,6 +172,18 @@ fn lines(region: &Region, page: u64, marks: &[Mark], host: &Host<'_>) -> Vec<Str
         }
     }
     lines
+}
+
+/// An instruction that was decoded for address 0, with what it refers to relative to `page`.
+fn moved(i: &Instruction, page: u64) -> Instruction {
+    let mut moved = *i;
+    if i.op_count() > 0 && i.op0_kind() == OpKind::NearBranch64 {
+        moved.set_near_branch64(i.near_branch64().wrapping_add(page));
+    }
+    if i.is_ip_rel_memory_operand() {
+        moved.set_memory_displacement64(i.memory_displacement64().wrapping_add(page));
+    }
+    moved
 }
 
 /// Names for what host code refers to.
@@ -217,7 +230,9 @@ impl Names {
             (offset_of!(Frame, site), "site"),
             (offset_of!(Frame, recipe), "recipe"),
             (offset_of!(Frame, scratch), "scratch"),
-            (offset_of!(Frame, inline), "count"),
+            (offset_of!(Frame, inline) + offset_of!(Inline, accesses), "count_accesses"),
+            (offset_of!(Frame, inline) + offset_of!(Inline, jumps), "count_jumps"),
+            (offset_of!(Frame, inline) + offset_of!(Inline, direct), "count_direct"),
             (offset_of!(Frame, vector_live), "vector_live"),
             (offset_of!(Frame, x87_live), "x87_live"),
             (TAGS, "tags"),

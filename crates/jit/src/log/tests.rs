@@ -30,7 +30,7 @@ fn guest_code_is_followed_by_its_host_code_and_names() {
         "add [rdi+8],eax",
         "mov r15d,[rsp+slot0]",
         "ja near 000.miss",
-        "jne short ",
+        "jne short 0FFFF800000000007h",
         "ffff800000000007           ret",
         "find_write",
     ];
