@@ -265,3 +265,6 @@ impl Cache {
         self.prepare();
     }
 }
+
+#[cfg(test)]
+mod tests;

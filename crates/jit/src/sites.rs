@@ -152,3 +152,52 @@ impl Sites {
         self.faults.truncate(keep);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(offset: u16) -> Site {
+        let kind = Kind::Access { size: 8, write: true };
+        Site { offset, units: Units::default(), flags: Flags::Frame, kind, next: 0, following: offset + 1 }
+    }
+
+    #[test]
+    fn host_code_belongs_to_the_last_site_that_began() {
+        let mut sites = Sites::default();
+        assert_eq!(sites.at(5), None);
+        let (a, b) = (sites.add(site(1)), sites.add(site(2)));
+        sites.covers(100, a);
+        sites.covers(120, b);
+        assert_eq!([99, 100, 119, 120, 5000].map(|host| sites.at(host)), [None, Some(a), Some(a), Some(b), Some(b)]);
+        assert_eq!(sites.get(b).map(|site| site.offset), Some(2));
+        assert!(sites.get(2).is_none());
+    }
+
+    #[test]
+    fn a_translation_that_came_to_nothing_leaves_nothing() {
+        let mut sites = Sites::default();
+        let kept = sites.add(site(1));
+        sites.covers(100, kept);
+        let gone = sites.add(site(2));
+        sites.covers(200, gone);
+        sites.truncate(1, 200);
+        assert_eq!((sites.len(), sites.at(250)), (1, Some(kept)));
+        assert_eq!(sites.add(site(3)), gone);
+    }
+
+    #[test]
+    fn sites_know_their_instruction() {
+        // nop; cpuid; ret
+        let mut page = [0x90, 0x0f, 0xa2, 0xc3].to_vec();
+        page.resize(4096, 0xcc);
+        let model = cpu::cpuid::Model::max();
+        let region = Region::build(&page, 0, &model, crate::classify::Mode::default(), |_| true).unwrap();
+        let mut sites = Sites::default();
+        let (ret, cpuid) = (sites.add(site(3)), sites.add(site(1)));
+        sites.name(&region);
+        assert_eq!(sites.named(ret), Some((Mnemonic::Ret, Class::Ret)));
+        assert_eq!(sites.named(cpuid), Some((Mnemonic::Cpuid, Class::Interpret)));
+        assert_eq!(sites.named(2), None);
+    }
+}

@@ -89,7 +89,9 @@ fn perf(flags: &Flags, accel: Accel) -> Result<Option<Arc<Perf>>> {
     }
     if accel == Accel::Interp {
         let flag = if wanted.map { "-perfmap" } else { "-jitdump" };
-        return Err(UsageError(format!("{flag} names translated code, of which there is none without -accel jit")).into());
+        return Err(
+            UsageError(format!("{flag} names translated code, of which there is none without -accel jit")).into()
+        );
     }
     Ok(Some(Arc::new(Perf::create(wanted)?)))
 }
