@@ -10,7 +10,7 @@ fn cache() -> Cache {
 }
 
 fn translate(cache: &mut Cache, page: Hva, bytes: &[u8], at: u64) -> Option<Door> {
-    let made = cache.translate(page, bytes, Gva(0x40_0000 + at), &Model::max(), MODE, |_| true);
+    let made = cache.translate((page, None), bytes, Gva(0x40_0000 + at), &Model::max(), MODE, |_| true);
     made.map(|(_, door)| door)
 }
 
@@ -62,6 +62,24 @@ fn overwritten_code_turns_away_at_the_door() {
     // Translated anew it is distinct code again.
     translate(&mut cache, PAGE, &bytes, 0).unwrap();
     assert_eq!(cache.stats.instructions, cache.stats.distinct);
+}
+
+#[test]
+fn code_in_two_pages_goes_with_either() {
+    // MOV EAX, 0x90909090, three of whose bytes lie in the next page.
+    let second = Hva(PAGE.0 + 0x9000);
+    let mut bytes = vec![0x90; 4096 + 15];
+    bytes[4094] = 0xb8;
+    for gone in [PAGE, second] {
+        let mut cache = cache();
+        let made = cache.translate((PAGE, Some(second)), &bytes, Gva(0x40_0ffe), &Model::max(), MODE, |_| true);
+        let (region, door) = made.unwrap();
+        assert!(region.crosses() && door.second == Some(second));
+        assert_eq!(cache.door(key(PAGE, 0xffe)), Some(door));
+        cache.drop_page(gone);
+        assert_eq!(cache.door(key(PAGE, 0xffe)), None);
+        assert_eq!(cache.stats.dropped, 1);
+    }
 }
 
 #[test]

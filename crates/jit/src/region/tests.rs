@@ -185,7 +185,7 @@ fn joins_agree_on_where_the_flags_are() {
     assert_eq!(entry(false, false), Entry::Dead);
     assert_eq!(entry(true, false), Entry::Rflags);
     assert_eq!(entry(true, true), Entry::Frame);
-    assert_eq!(entry(false, true), Entry::Frame, "a fault would show them");
+    assert_eq!(entry(false, true), Entry::Numbered, "only a fault would show them");
 }
 
 #[test]
