@@ -103,7 +103,7 @@ pub struct Flags {
     #[arg(long = "D", value_name = "FILE")]
     pub log_file: Option<PathBuf>,
 
-    /// write /tmp/perf-PID.map: names of translated code for Linux perf
+    /// write /tmp/perf-PID.map: names of translated code (-accel jit) for Linux perf
     #[arg(long, action = ArgAction::SetTrue)]
     pub perfmap: bool,
     /// write jit-PID.dump: the same with the code, for perf inject --jit
