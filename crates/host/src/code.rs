@@ -1,12 +1,14 @@
 //! Executable memory that is never writable and executable at once.
 //!
-//! One memfd, mapped twice: code is written through one view and executed through the other. The whole range is
-//! reserved at once and its pages come as they are written, so a small program costs a few pages and a pointer into
-//! the executable view stays good until [`CodeBuffer::clear`].
+//! Shared anonymous memory, mapped twice: code is written through one view and executed through the other. The whole
+//! range is reserved at once and its pages come as they are written, so a small program costs a few pages and a pointer
+//! into the executable view stays good until [`CodeBuffer::clear`]. (Not a memfd: Linux `perf` looks for names of
+//! generated code only where memory is anonymous.)
 
 use crate::{Error, signal};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap_anonymous, mprotect, mremap, munmap};
+use std::ffi::c_void;
 use std::ptr::{NonNull, null_mut};
 
 /// Code starts at multiples of this, so that a short stub touches as few cache lines as it can.
@@ -36,20 +38,15 @@ impl CodeBuffer {
 
     fn with_faults(capacity: usize, kind: signal::Kind) -> Result<Self, Error> {
         let capacity = capacity.next_multiple_of(4096);
-        let error = |e: rustix::io::Errno| Error::CodeMemory(e.into());
-        let file = memfd_create("vitrine-code", MemfdFlags::CLOEXEC).map_err(error)?;
-        ftruncate(&file, capacity as u64).map_err(error)?;
-        let map = |protection| {
-            // SAFETY: a fresh mapping at an address of the kernel's choice; nothing else is affected.
-            let pointer =
-                unsafe { mmap(null_mut(), capacity, protection, MapFlags::SHARED | MapFlags::NORESERVE, &file, 0) };
-            let pointer = NonNull::new(pointer.map_err(error)?.cast());
-            pointer
-                .map(|pointer| Mapping { pointer, len: capacity })
-                .ok_or(Error::CodeMemory(rustix::io::Errno::NOMEM.into()))
-        };
-        let writable = map(ProtFlags::READ | ProtFlags::WRITE)?;
-        let executable = map(ProtFlags::READ | ProtFlags::EXEC)?;
+        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
+        // SAFETY: a fresh mapping at an address of the kernel's choice; nothing else is affected.
+        let writable = Mapping::new(unsafe { mmap_anonymous(null_mut(), capacity, protection, flags) }, capacity)?;
+        // SAFETY: an old size of 0 makes a second mapping of the same shared pages and leaves the first (mremap(2)).
+        let second = unsafe { mremap(writable.pointer.as_ptr().cast(), 0, capacity, MremapFlags::MAYMOVE) };
+        let executable = Mapping::new(second, capacity)?;
+        let protection = MprotectFlags::READ | MprotectFlags::EXEC;
+        // SAFETY: the range was just mapped, and nobody else knows of it.
+        unsafe { mprotect(executable.pointer.as_ptr().cast(), capacity, protection) }.map_err(refused)?;
         let region = signal::Region::new(executable.pointer.as_ptr().addr(), capacity, kind)?;
         Ok(Self { writable, executable, used: 0, _region: region })
     }
@@ -116,6 +113,18 @@ struct Mapping {
 
 // SAFETY: the mapping is plain memory that belongs to its owner, whichever thread that is on.
 unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// What the kernel answered to a request to map `len` bytes.
+    fn new(pointer: rustix::io::Result<*mut c_void>, len: usize) -> Result<Self, Error> {
+        let pointer = NonNull::new(pointer.map_err(refused)?.cast()).ok_or(refused(Errno::NOMEM))?;
+        Ok(Self { pointer, len })
+    }
+}
+
+fn refused(errno: Errno) -> Error {
+    Error::CodeMemory(errno.into())
+}
 
 impl Drop for Mapping {
     fn drop(&mut self) {

@@ -22,7 +22,7 @@ pub enum Error {
     #[error("the host's processor lacks {0}: an x86-64-v3 processor (AVX2, BMI2; Intel 2013, AMD 2015) is needed")]
     Processor(String),
     /// No memory that can be executed.
-    #[error("cannot map executable memory (is memfd_create or PROT_EXEC forbidden by a security policy?)")]
+    #[error("cannot map executable memory (is PROT_EXEC forbidden by a security policy?)")]
     CodeMemory(#[source] std::io::Error),
     /// A signal handler could not be installed.
     #[error("cannot install a signal handler")]

@@ -323,6 +323,11 @@ impl Asm {
         self.bytes.push(count);
     }
 
+    /// `inc qword [mem]`: changes all status flags but CF.
+    pub fn inc_mem(&mut self, mem: Mem) {
+        self.rm(true, &[0xff], 0, mem);
+    }
+
     // --- control
 
     fn relative(&mut self, label: Label) {

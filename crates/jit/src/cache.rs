@@ -7,14 +7,16 @@
 use crate::asm::Asm;
 use crate::classify::Mode;
 use crate::frame::{Frame, FrameMemory};
+use crate::log::{self, Host};
+use crate::perf::Perf;
 use crate::region::Region;
-use crate::sites::Sites;
-use crate::stats::Stats;
-use crate::thunks::Thunks;
-use crate::translate::{Door, Translator};
+use crate::sites::{Kind, Sites};
+use crate::stats::{self, Inline, Slow, Stats};
+use crate::thunks::{Reason, Thunks};
+use crate::translate::{Door, Made, Translator};
 use cpu::cpuid::Model;
 use host::code::CodeBuffer;
-use memory::{Gva, Hva};
+use memory::{Gva, Hva, Mmu};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -51,8 +53,36 @@ pub struct Cache {
     /// What was counted.
     pub stats: Stats,
     doors: HashMap<Key, Door>,
-    pages: HashMap<Hva, Vec<Key>>,
+    pages: HashMap<Hva, Page>,
     translator: Translator,
+    /// Whether translated code counts, see `stats`.
+    counting: bool,
+    /// Who is told where code is.
+    perf: Option<Arc<Perf>>,
+}
+
+/// What was translated from a page.
+#[derive(Debug)]
+struct Page {
+    /// The doors.
+    keys: Vec<Key>,
+    /// At which places instructions were translated: a bit each.
+    starts: Box<[u64; 64]>,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { keys: Vec::new(), starts: Box::new([0; 64]) }
+    }
+}
+
+impl Page {
+    /// Notes that the instruction at `offset` was translated; whether it is the first time.
+    fn note(&mut self, offset: u16) -> bool {
+        let bit = 1 << (offset & 63);
+        let word = self.starts.get_mut(usize::from(offset >> 6));
+        word.is_some_and(|word| std::mem::replace(word, *word | bit) & bit == 0)
+    }
 }
 
 impl Cache {
@@ -62,6 +92,7 @@ impl Cache {
     /// No memory.
     pub fn new(bytes: usize) -> Result<Self, host::Error> {
         let bytes = bytes.max(4 * MARGIN);
+        let counting = stats::counting();
         let code = CodeBuffer::translated(bytes)?;
         let frame = FrameMemory::new(bytes / CODE_PER_SITE)?;
         let mut cache = Self {
@@ -72,7 +103,9 @@ impl Cache {
             stats: Stats::default(),
             doors: HashMap::new(),
             pages: HashMap::new(),
-            translator: Translator::default(),
+            translator: Translator::new(counting, log::enabled()),
+            counting,
+            perf: None,
         };
         cache.prepare();
         Ok(cache)
@@ -80,13 +113,31 @@ impl Cache {
 
     fn prepare(&mut self) {
         // There is room: the buffer is empty.
-        self.thunks = Thunks::emit(&mut self.code).unwrap_or_default();
+        self.thunks = Thunks::emit(&mut self.code, self.counting).unwrap_or_default();
         let resume = self.host(self.thunks.fault);
         // SAFETY: no translated code runs, so that this thread alone uses the frame.
         let frame: &mut Frame = unsafe { &mut *self.frame.frame() };
         frame.landing.resume = resume;
         frame.host_mxcsr = host::vector::MXCSR_DEFAULT;
         self.frame.start();
+    }
+
+    /// Has `perf` told where code is, from now on.
+    pub fn record(&mut self, perf: Arc<Perf>) {
+        let start = self.code.start();
+        // SAFETY: the first `used` bytes of the view were written when the code was appended, and stay while the buffer
+        // lives; whoever could change them needs `&mut self`.
+        let thunks = unsafe { std::slice::from_raw_parts(start, self.code.used()) };
+        perf.shared(start.addr() as u64, thunks);
+        self.perf = Some(perf);
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn counted(&self) -> Stats {
+        // SAFETY: no translated code runs, so that this thread alone uses the frame.
+        let inline: Inline = unsafe { (*self.frame.frame()).inline };
+        Stats { inline: self.counting.then_some(inline), ..self.stats.clone() }
     }
 
     /// The host address of `offset` in the code buffer.
@@ -122,12 +173,16 @@ impl Cache {
         let origin = self.code.used();
         let region = Region::build(bytes, offset, model, mode, known)?;
         let translated = self.translator.translate(&region, origin, &self.thunks, &mut self.sites);
-        let (code, doors) = translated.inspect_err(|_| self.stats.refused += 1).ok()?;
-        self.stats.bytes += code.len() as u64;
-        if crate::log::enabled() {
-            crate::log::region(&region, gva.page().0, code, (self.code.start().addr() + origin) as u64);
-        }
+        let Made { code, doors, listing } = translated.inspect_err(|_| self.stats.refused += 1).ok()?;
+        self.sites.name(&region);
         self.code.append(code)?;
+        self.stats.time += start.elapsed();
+        let (length, base) = (code.len(), self.code.start().addr() as u64);
+        if let Some(perf) = &self.perf {
+            perf.region(gva, base + origin as u64, code);
+        }
+        let host = Host { code, origin, base, thunks: &self.thunks };
+        log::region(&region, gva.page().0, listing, &host);
         let mut own = None;
         for mut door in doors {
             door.second = second.filter(|_| region.crosses());
@@ -141,13 +196,18 @@ impl Cache {
                     self.turn_away(old);
                 }
                 for page in [Some(page), door.second].into_iter().flatten() {
-                    self.pages.entry(page).or_default().push(key);
+                    self.pages.entry(page).or_default().keys.push(key);
                 }
             }
         }
+        let known = self.pages.entry(page).or_default();
+        for insn in region.blocks.iter().flat_map(|block| &block.insns) {
+            self.stats.instructions += 1;
+            self.stats.guest_bytes += insn.i.len() as u64;
+            self.stats.distinct += u64::from(known.note(insn.offset));
+        }
         self.stats.regions += 1;
-        self.stats.instructions += region.blocks.iter().map(|block| block.insns.len() as u64).sum::<u64>();
-        self.stats.time += start.elapsed();
+        self.stats.bytes += length as u64;
         Some((region, own?))
     }
 
@@ -164,9 +224,19 @@ impl Cache {
         }
     }
 
+    /// Counts that site `number`, which is `kind`, was left for `reason`. For an access at `gva`: why it is slow.
+    pub fn leave(&mut self, mmu: &Mmu, reason: Reason, number: u32, kind: &Kind, gva: Gva) -> Option<Slow> {
+        if let (Reason::Access, Kind::Access { size, write }) = (reason, *kind) {
+            return Some(Slow::of(mmu, gva, size.into(), write));
+        }
+        let (mnemonic, class) = self.sites.named(number)?;
+        self.stats.left(reason, mnemonic, class);
+        None
+    }
+
     /// Drops what was translated from the host page `page`.
     pub fn drop_page(&mut self, page: Hva) {
-        for key in self.pages.remove(&page).unwrap_or_default() {
+        for key in self.pages.remove(&page).unwrap_or_default().keys {
             if let Some(door) = self.doors.remove(&key) {
                 self.turn_away(door);
             }
@@ -195,3 +265,6 @@ impl Cache {
         self.prepare();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -320,3 +320,6 @@ fn host_unit(i: &Instruction, mode: Mode) -> (Class, Units) {
     let class = if usable && (!vex || mode.x87 || !units.x87) { Class::Plain } else { Class::Interpret };
     (class, units)
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,6 +37,7 @@ impl Effect {
         let conditional = match i.mnemonic() {
             Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar => shift_may_be_zero(i, 1),
             Mnemonic::Shld | Mnemonic::Shrd => shift_may_be_zero(i, 2),
+            // Processors may change OF even where a whole turn leaves the rest as it was.
             Mnemonic::Rcl | Mnemonic::Rcr | Mnemonic::Rol | Mnemonic::Ror => true,
             // What AMD leaves unchanged is undefined by the manual.
             Mnemonic::Bsf | Mnemonic::Bsr | Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => true,
@@ -44,7 +45,7 @@ impl Effect {
             _ => false,
         };
         let writes = modified == STATUS && !conditional;
-        Self { reads: i.rflags_read() & STATUS != 0, writes, partly: modified != 0 && !writes }
+        Self { reads: i.rflags_read() & STATUS != 0, writes, partly: (modified != 0 || conditional) && !writes }
     }
 }
 
@@ -173,3 +174,6 @@ impl Recipe {
 fn number(register: Register) -> Reg {
     register.full_register().number() as Reg
 }
+
+#[cfg(test)]
+mod tests;

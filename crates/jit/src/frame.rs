@@ -7,6 +7,7 @@
 //!
 //! Status flags are kept in the form that LAHF and SETO make and SAHF takes: see `host::alu`.
 
+use crate::stats::Inline;
 use cpu::hooks::Kick;
 use host::signal::Landing;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
@@ -75,6 +76,8 @@ pub struct Frame {
     pub addends: [u64; crate::translate::groups::KEPT],
     /// Status flags at a fault that the host raised.
     pub fault_flags: u64,
+    /// What translated code counts, if it does.
+    pub inline: Inline,
     /// Not zero: the vector registers and MXCSR are the guest's.
     pub vector_live: u32,
     /// Not zero: the x87 registers are the guest's.

@@ -10,7 +10,8 @@ pub mod cache;
 pub mod classify;
 pub mod flags;
 pub mod frame;
-mod log;
+pub mod log;
+pub mod perf;
 pub mod region;
 pub mod regs;
 pub mod run;
@@ -19,5 +20,15 @@ pub mod stats;
 pub mod thunks;
 pub mod translate;
 
-pub use host::Error;
 pub use run::{Config, Jit};
+
+/// Why there is no translator.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The host gives no memory.
+    #[error(transparent)]
+    Host(#[from] host::Error),
+    /// A file for `perf` cannot be written.
+    #[error("{0} cannot be written, which is to have names for perf: {1}")]
+    Profile(std::path::PathBuf, #[source] std::io::Error),
+}

@@ -193,7 +193,15 @@ impl Region {
         let mut cut = None;
         while let Some(start) = work.pop() {
             let mut at = start;
-            while insns.len() < MAX_INSTRUCTIONS && !insns.contains_key(&at) {
+            loop {
+                // Running into code that is there already makes a block begin there.
+                if insns.contains_key(&at) {
+                    leaders.entry(at).or_insert(false);
+                    break;
+                }
+                if insns.len() == MAX_INSTRUCTIONS {
+                    break;
+                }
                 let Some(insn) = decoder.read(at) else {
                     cut = Some(at);
                     break;
@@ -227,10 +235,6 @@ impl Region {
                     _ => break,
                 }
                 at = end;
-            }
-            // Running into code that is there already makes a block begin there.
-            if insns.contains_key(&at) {
-                leaders.entry(at).or_insert(false);
             }
         }
         let mut region = Self::divide(insns, &leaders, cut)?;
@@ -419,3 +423,6 @@ impl<'a> Reader<'a> {
 fn writes(access: OpAccess) -> bool {
     matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,9 @@
 use crate::cache::{Cache, Key};
 use crate::classify::Mode;
 use crate::frame::Frame;
+use crate::perf::Perf;
 use crate::sites::{Flags, Kind, Site};
+use crate::stats::Slow;
 use crate::thunks::Reason;
 use cpu::Cpu;
 use cpu::decode::MAX_INSTRUCTION;
@@ -13,6 +15,7 @@ use cpu::state::{CodeSize, FS, GS, RIP};
 use host::alu::{join_flags, split_flags};
 use memory::{Gva, Hva};
 use std::arch::asm;
+use std::sync::Arc;
 use x86::{PAGE_OFFSET, PAGE_SIZE};
 
 /// How a translator is set up.
@@ -57,7 +60,7 @@ impl Jit {
     ///
     /// # Errors
     /// The host gives no memory.
-    pub fn new(config: Config) -> Result<Self, host::Error> {
+    pub fn new(config: Config) -> Result<Self, crate::Error> {
         Ok(Self { cache: Cache::new(config.cache)?, threshold: config.threshold.max(1), table: 0 })
     }
 
@@ -78,7 +81,12 @@ impl Jit {
     /// What was counted.
     #[must_use]
     pub fn stats(&self) -> crate::stats::Stats {
-        self.cache.stats
+        self.cache.counted()
+    }
+
+    /// Has `perf` told where code is, from now on. To be called before anything has run.
+    pub fn record(&mut self, perf: Arc<Perf>) {
+        self.cache.record(perf);
     }
 
     /// Enters translated code at `target`, a host address.
@@ -284,13 +292,13 @@ impl Tier for Jit {
             let reason = self.enter(cpu, stamp(cpu, mode), target);
             let number = match reason {
                 Reason::Fault => {
-                    self.cache.stats.faults += 1;
                     let pc = self.frame().landing.pc.wrapping_sub(self.cache.host(0));
                     self.cache.sites.at(pc as usize).unwrap_or(u32::MAX)
                 }
                 _ => self.frame().site,
             };
             if reason == Reason::Stale {
+                self.cache.stats.stale += 1;
                 let frame = self.frame();
                 let rip = frame.address ^ frame.stamp;
                 cpu.regs[RIP] = rip;
@@ -311,18 +319,21 @@ impl Tier for Jit {
             self.arrive(cpu, &site);
             if site.kind == Kind::Poll {
                 // The top of the loop looks at what is wanted.
+                self.cache.stats.polls += 1;
                 way = Way::Find;
                 continue;
             }
             let address = self.frame().address;
-            match reason {
-                Reason::Access => self.cache.stats.accesses += 1,
-                _ => self.cache.stats.interpreted += 1,
-            }
+            let slow = self.cache.leave(&cpu.mmu, reason, number, &site.kind, Gva(address));
+            let faults = cpu.mmu.stats().faults;
             let step = match self.cache.sites.op(number, || cpu.decode_one()) {
                 Some(op) => cpu.interpret_one(interpreter, op)?,
                 None => cpu.interpret_block(interpreter, u16::MAX)?,
             };
+            if let Some(slow) = slow {
+                let faulted = slow == Slow::Miss && cpu.mmu.stats().faults != faults;
+                self.cache.stats.access(if faulted { Slow::Fault } else { slow });
+            }
             if let (Reason::Access, Kind::Access { size, write }) = (reason, site.kind)
                 && let Some(offset) = cpu.mmu.site(Gva(address), size.into(), write)
             {

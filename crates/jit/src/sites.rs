@@ -1,8 +1,10 @@
 //! What is known of the places at which translated code can be left.
 
-use crate::classify::Units;
+use crate::classify::{Class, Units};
 use crate::flags::Recipe;
+use crate::region::Region;
 use cpu::op::Op;
+use iced_x86::Mnemonic;
 use std::collections::HashMap;
 
 /// Where the status flags are at a site.
@@ -62,6 +64,8 @@ pub struct Site {
 #[derive(Debug, Default)]
 pub struct Sites {
     all: Vec<Site>,
+    /// Each one's instruction, for counting.
+    named: Vec<(Mnemonic, Class)>,
     /// Host code from this offset on belongs to this site. Ascending.
     faults: Vec<(u32, u32)>,
     /// Recipes, numbered from 1.
@@ -128,6 +132,24 @@ impl Sites {
         self.all.get_mut(number as usize)
     }
 
+    /// Notes the instructions of all sites that were added since the last time, for `region`.
+    pub fn name(&mut self, region: &Region) {
+        let insn = |offset: u16| {
+            let block = region.blocks.partition_point(|block| block.offset() <= offset).checked_sub(1)?;
+            region.blocks.get(block)?.insns.iter().find(|insn| insn.offset == offset)
+        };
+        for site in self.all.get(self.named.len()..).into_iter().flatten() {
+            let named = insn(site.offset).map(|insn| (insn.i.mnemonic(), insn.class));
+            self.named.push(named.unwrap_or((Mnemonic::INVALID, Class::Interpret)));
+        }
+    }
+
+    /// A site's instruction.
+    #[must_use]
+    pub fn named(&self, number: u32) -> Option<(Mnemonic, Class)> {
+        self.named.get(number as usize).copied()
+    }
+
     /// Faults of host code from `host` on belong to `site`.
     pub fn covers(&mut self, host: usize, site: u32) {
         self.faults.push((host as u32, site));
@@ -144,7 +166,57 @@ impl Sites {
     pub fn truncate(&mut self, sites: usize, host: usize) {
         self.all.truncate(sites);
         self.ops.truncate(sites);
+        self.named.truncate(sites);
         let keep = self.faults.partition_point(|(start, _)| (*start as usize) < host);
         self.faults.truncate(keep);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn site(offset: u16) -> Site {
+        let kind = Kind::Access { size: 8, write: true };
+        Site { offset, units: Units::default(), flags: Flags::Frame, kind, next: 0, following: offset + 1 }
+    }
+
+    #[test]
+    fn host_code_belongs_to_the_last_site_that_began() {
+        let mut sites = Sites::default();
+        assert_eq!(sites.at(5), None);
+        let (a, b) = (sites.add(site(1)), sites.add(site(2)));
+        sites.covers(100, a);
+        sites.covers(120, b);
+        assert_eq!([99, 100, 119, 120, 5000].map(|host| sites.at(host)), [None, Some(a), Some(a), Some(b), Some(b)]);
+        assert_eq!(sites.get(b).map(|site| site.offset), Some(2));
+        assert!(sites.get(2).is_none());
+    }
+
+    #[test]
+    fn a_translation_that_came_to_nothing_leaves_nothing() {
+        let mut sites = Sites::default();
+        let kept = sites.add(site(1));
+        sites.covers(100, kept);
+        let gone = sites.add(site(2));
+        sites.covers(200, gone);
+        sites.truncate(1, 200);
+        assert_eq!((sites.len(), sites.at(250)), (1, Some(kept)));
+        assert_eq!(sites.add(site(3)), gone);
+    }
+
+    #[test]
+    fn sites_know_their_instruction() {
+        // nop; cpuid; ret
+        let mut page = [0x90, 0x0f, 0xa2, 0xc3].to_vec();
+        page.resize(4096, 0xcc);
+        let model = cpu::cpuid::Model::max();
+        let region = Region::build(&page, 0, &model, crate::classify::Mode::default(), |_| true).unwrap();
+        let mut sites = Sites::default();
+        let (ret, cpuid) = (sites.add(site(3)), sites.add(site(1)));
+        sites.name(&region);
+        assert_eq!(sites.named(ret), Some((Mnemonic::Ret, Class::Ret)));
+        assert_eq!(sites.named(cpuid), Some((Mnemonic::Cpuid, Class::Interpret)));
+        assert_eq!(sites.named(2), None);
     }
 }

@@ -7,6 +7,7 @@
 use crate::asm::{Asm, Cond, Mem, RAX, RCX, RDI, RSP};
 use crate::frame::{Frame, SLOTS};
 use crate::regs::{Place, T0, T1, field, place};
+use crate::stats::Inline;
 use host::code::CodeBuffer;
 use host::vector::VectorState;
 use memory::tlb::Entry;
@@ -56,11 +57,11 @@ pub struct Thunks {
 }
 
 impl Thunks {
-    /// Emits the shared code.
+    /// Emits the shared code; `counting`: such that it counts (see `stats`).
     ///
     /// # Errors
     /// The buffer has no room.
-    pub fn emit(code: &mut CodeBuffer) -> Option<Self> {
+    pub fn emit(code: &mut CodeBuffer, counting: bool) -> Option<Self> {
         let mut asm = Asm::default();
         asm.reset(code.used());
         let mut thunks = Self { enter: enter(&mut asm), ..Self::default() };
@@ -99,8 +100,8 @@ impl Thunks {
         asm.mov(RAX, T0);
         reason(&mut asm, Reason::Fault);
         for (n, comparator) in [Entry::READ, Entry::WRITE].into_iter().enumerate() {
-            thunks.access[n] = access(&mut asm, comparator as i32, Some(missed));
-            thunks.group[n] = access(&mut asm, comparator as i32, None);
+            thunks.access[n] = access(&mut asm, comparator as i32, Some(missed), counting);
+            thunks.group[n] = access(&mut asm, comparator as i32, None, counting);
         }
         code.append(asm.finish()?)?;
         Some(thunks)
@@ -248,10 +249,13 @@ fn load_x87(asm: &mut Asm, store_vector: usize, load_vector: usize) -> usize {
 /// An access whose remembered entry is not its page's: T0 holds address minus comparator, T1 the entry's offset, the
 /// stack the limit and the site. Finds the entry by the address; if that one serves, the site remembers it and tries
 /// again. If not, goes to `missed`, or returns to behind the jump that tries again.
-fn access(asm: &mut Asm, comparator: i32, missed: Option<usize>) -> usize {
+fn access(asm: &mut Asm, comparator: i32, missed: Option<usize>, counting: bool) -> usize {
     let here = asm.here();
     // The return address, the site's number and the limit are on the stack.
     let frame = |offset: usize| field(offset + 24);
+    if counting {
+        asm.inc_mem(frame(offset_of!(Frame, inline) + offset_of!(Inline, looked_up)));
+    }
     let miss = asm.label();
     asm.add_mem(T0, Mem::gs(T1, comparator));
     asm.store(frame(offset_of!(Frame, address)), T0);

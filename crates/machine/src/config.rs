@@ -7,6 +7,7 @@ use devices::fw_cfg::FwCfgError;
 use devices::pci::Bridge;
 use devices::port_bus::PortBusError;
 use devices::uart::COM;
+use jit::perf::Perf;
 use memory::Observer;
 use memory::map::MapError;
 use memory::ram::RamError;
@@ -83,6 +84,8 @@ pub struct Config {
     pub cpus: u32,
     /// How guest code is executed.
     pub accel: Accel,
+    /// Who is told where translated code is.
+    pub perf: Option<Arc<Perf>>,
     /// What CPUID answers.
     pub cpu_model: Arc<Model>,
     /// Which board.
@@ -121,6 +124,7 @@ impl Config {
             memory: 128 << 20,
             cpus: 1,
             accel: Accel::default(),
+            perf: None,
             cpu_model,
             board: BoardKind::default(),
             kernel: None,

@@ -22,6 +22,7 @@ use board::Board;
 use control::{Control, Request, Task};
 use cpu::Cpu;
 use devices::PowerRequest;
+use jit::perf::Perf;
 use memory::{Gpa, PhysicalMap};
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
@@ -37,6 +38,7 @@ pub struct Machine {
     control: Arc<Control>,
     cpus: Vec<Cpu>,
     accel: Accel,
+    perf: Option<Arc<Perf>>,
     boot: boot::Config,
     no_reboot: bool,
     no_shutdown: bool,
@@ -58,6 +60,8 @@ pub struct VcpuStats {
     pub instructions: u64,
     /// The slow path's counters.
     pub tlb: memory::tlb::Stats,
+    /// The translator's counters, if there is one.
+    pub jit: Option<jit::stats::Stats>,
 }
 
 /// What can be seen of a machine from outside.
@@ -86,12 +90,12 @@ impl Machine {
             hpet: config.hpet,
             rng_seed: [0; 32],
         };
-        let accel = config.accel;
+        let (accel, perf) = (config.accel, config.perf.take());
         let (no_reboot, no_shutdown) = (config.no_reboot, config.no_shutdown);
         let board::Made { board, control, cpus } = board::make(config)?;
         // Here rather than when it starts to run: serial ports may be given bytes meanwhile.
         board.reset();
-        let machine = Self { board, control, cpus, accel, boot, no_reboot, no_shutdown };
+        let machine = Self { board, control, cpus, accel, perf, boot, no_reboot, no_shutdown };
         machine.load()?;
         Ok(machine)
     }
@@ -126,16 +130,26 @@ impl Machine {
             panic = thread.join().err().or(panic);
         }
         self.board.clock.pause();
+        self.report();
         match panic {
             Some(panic) => std::panic::resume_unwind(panic),
             None => outcome,
         }
     }
 
+    /// Tells the log what the translators counted.
+    fn report(&self) {
+        for vcpu in self.control.shown() {
+            if let Some(jit) = &vcpu.jit {
+                tracing::debug!(target: "jit", "translator of cpu{}:\n{jit}", vcpu.registers.cpu);
+            }
+        }
+    }
+
     fn spawn(&self, cpus: Vec<Cpu>, threads: &mut Vec<JoinHandle<()>>) -> Result<(), MachineError> {
         for cpu in cpus {
             let (name, board, control) = (format!("vcpu{}", cpu.id), self.board.clone(), self.control.clone());
-            let engine = Engine::new(self.accel)?;
+            let engine = Engine::new(self.accel, self.perf.clone())?;
             let thread = Builder::new().name(name).spawn(move || vcpu::run(cpu, engine, &board, &control));
             threads.push(thread.map_err(MachineError::Thread)?);
         }

@@ -9,6 +9,8 @@ use cpu::exec::interrupt::TripleFault;
 use cpu::run::{Exit, Interpreter};
 use cpu::state::RIP;
 use jit::Jit;
+use jit::perf::Perf;
+use std::sync::Arc;
 use std::thread;
 use x86::{Exception, Vector};
 
@@ -22,11 +24,14 @@ pub(crate) struct Engine {
 impl Engine {
     /// # Errors
     /// The host gives the translator no memory.
-    pub fn new(accel: Accel) -> Result<Self, MachineError> {
-        let jit = match accel {
+    pub fn new(accel: Accel, perf: Option<Arc<Perf>>) -> Result<Self, MachineError> {
+        let mut jit = match accel {
             Accel::Interp => None,
             Accel::Jit(config) => Some(Jit::new(config)?),
         };
+        if let (Some(jit), Some(perf)) = (&mut jit, perf) {
+            jit.record(perf);
+        }
         Ok(Self { interpreter: Interpreter::default(), jit })
     }
 
@@ -51,7 +56,8 @@ pub(crate) fn run(mut cpu: Cpu, mut engine: Engine, board: &Board, control: &Con
     let index = usize::try_from(cpu.id).unwrap_or(usize::MAX);
     loop {
         let (instructions, tlb) = (cpu.instructions, cpu.mmu.stats());
-        control.show(index, VcpuStats { registers: Registers::from(&cpu), instructions, tlb });
+        let jit = engine.jit.as_ref().map(Jit::stats);
+        control.show(index, VcpuStats { registers: Registers::from(&cpu), instructions, tlb, jit });
         match control.gate(index, &mut seen) {
             Pass::End => return,
             Pass::Go { reset, flush } => {

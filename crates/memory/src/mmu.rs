@@ -230,6 +230,15 @@ impl Mmu {
         comparator.hits(gva, size).then_some(self.offset(gva) as u32)
     }
 
+    /// What is against a plain read of (or write to) the page of `gva`: the flags of its entry in the current table
+    /// ([`IO`](crate::tlb::IO) and so on), 0 if nothing is. `None`: the table has no such entry. For counting.
+    #[must_use]
+    pub fn obstacles(&self, gva: Gva, write: bool) -> Option<u64> {
+        let entry = self.entry(gva);
+        let comparator = if write { entry.write } else { entry.read };
+        comparator.flags(gva.page())
+    }
+
     /// Where in the current table the slot of `gva` is.
     #[inline(always)]
     fn offset(&self, gva: Gva) -> u64 {

@@ -9,8 +9,9 @@ use std::sync::mpsc::Sender;
 use anyhow::{Context, Result};
 use cpu::cpuid::Model;
 use devices::Sink;
+use jit::perf::{Perf, Wanted};
 use lens::Watcher;
-use machine::{Config, DebugConsole};
+use machine::{Accel, Config, DebugConsole};
 
 use crate::flags::values::{self, Device, Serial};
 use crate::flags::{Flags, UsageError};
@@ -61,6 +62,7 @@ pub fn config(flags: &Flags) -> Result<Config> {
     config.memory = flags.memory.unwrap_or(values::MEMORY_DEFAULT);
     config.cpus = flags.smp.unwrap_or(1);
     config.accel = flags.accel.or(flags.machine.unwrap_or_default().accel).unwrap_or_default();
+    config.perf = perf(flags, config.accel)?;
     config.board = flags.machine.unwrap_or_default().kind.unwrap_or_default();
     config.kernel = flags.kernel.clone();
     config.initrd = flags.initrd.clone();
@@ -77,6 +79,21 @@ pub fn config(flags: &Flags) -> Result<Config> {
         }
     }
     Ok(config)
+}
+
+/// The files that `-perfmap` and `-jitdump` ask for.
+fn perf(flags: &Flags, accel: Accel) -> Result<Option<Arc<Perf>>> {
+    let wanted = Wanted { map: flags.perfmap, dump: flags.jitdump };
+    if !wanted.any() {
+        return Ok(None);
+    }
+    if accel == Accel::Interp {
+        let flag = if wanted.map { "-perfmap" } else { "-jitdump" };
+        return Err(
+            UsageError(format!("{flag} names translated code, of which there is none without -accel jit")).into()
+        );
+    }
+    Ok(Some(Arc::new(Perf::create(wanted)?)))
 }
 
 fn serial(to: &Serial, events: &Sender<Event>) -> Result<machine::Serial> {

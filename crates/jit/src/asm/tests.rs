@@ -54,12 +54,13 @@ fn the_other_forms_are_encoded() {
         asm.push_imm(7);
         asm.jmp_mem(Mem::at(RSP, 1024).index(14, 3));
         asm.cmp_zero32(Mem::at(RSP, 12));
+        asm.inc_mem(Mem::at(RSP, 16));
         asm.ret(8);
     });
     assert_eq!(
         got,
         "mov r15,rax; mov ecx,r15d; cmp r14,0FF8h; shr rcx,7; push r15; pop rbx; push 7; jmp qword [rsp+r14*8+400h]; \
-         cmp dword [rsp+0Ch],0; ret 8"
+         cmp dword [rsp+0Ch],0; inc qword [rsp+10h]; ret 8"
     );
 }
 

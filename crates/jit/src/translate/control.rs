@@ -14,6 +14,7 @@ use crate::frame::{Frame, HOSTS, TAGS};
 use crate::region::{Entry, Insn};
 use crate::regs::{Place, STACK_POINTER, T0, T1, field, place};
 use crate::sites::Kind;
+use crate::stats::Inline;
 use iced_x86::{Mnemonic, OpKind, Register};
 use std::mem::offset_of;
 use x86::PAGE_SIZE;
@@ -90,6 +91,7 @@ impl Job<'_> {
 
     /// A jump within the page that is to be made straight.
     fn direct(&mut self, offset: u16, target: u16) {
+        self.count(offset_of!(Inline, direct));
         let label = self.asm.label();
         self.asm.jmp(label);
         let patch = self.asm.here() as u32 - 4;
@@ -116,6 +118,7 @@ impl Job<'_> {
     /// To the address in T1, if the jump cache knows it; `pops` is added to the guest's RSP on the way.
     fn look_up(&mut self, miss: Label, pops: i32) {
         let entry = |table: usize| Mem::at(RSP, table as i32).index(T0, 3);
+        self.count(offset_of!(Inline, jumps));
         self.asm.mov32(T0, T1);
         self.asm.and_mem(T0, field(offset_of!(Frame, jump_mask)));
         self.asm.xor_mem(T1, field(offset_of!(Frame, stamp)));

@@ -21,6 +21,7 @@ use crate::frame::{Frame, SLOTS};
 use crate::region::Insn;
 use crate::regs::{Place, T0, T1, field, place};
 use crate::sites::Kind;
+use crate::stats::Inline;
 use iced_x86::{Instruction, Register};
 use memory::tlb::Entry;
 use std::mem::offset_of;
@@ -161,6 +162,7 @@ impl Job<'_> {
     /// The check itself: leaves the addend in T1. A miss goes on at `miss`, or out.
     fn check(&mut self, site: u32, address: &Address, size: u32, write: bool, miss: Option<Label>) {
         self.sites.covers(self.asm.here(), site);
+        self.count(offset_of!(Inline, accesses));
         let (retry, at) = (self.asm.label(), self.asm.label());
         let limit = 4096 - size;
         self.asm.bind(retry);

@@ -16,7 +16,8 @@ use crate::asm::{Asm, Label, RAX};
 use crate::classify::{Class, Units};
 use crate::flags::Recipe;
 use crate::frame::Frame;
-use crate::region::{Entry, Insn, Region};
+use crate::log::{Listing, Part};
+use crate::region::{Block, Entry, Insn, Region};
 use crate::regs::{T0, T1, field};
 use crate::sites::{Flags, Kind, Site, Sites};
 use crate::thunks::{Thunks, restore_flags, save_flags};
@@ -57,6 +58,17 @@ pub struct Door {
     pub second: Option<Hva>,
 }
 
+/// A translation.
+#[derive(Debug)]
+pub struct Made<'a> {
+    /// The code.
+    pub code: &'a [u8],
+    /// The ways in.
+    pub doors: Vec<Door>,
+    /// What is where in it.
+    pub listing: &'a Listing,
+}
+
 /// Code that is rarely reached, emitted behind the rest.
 enum Cold {
     /// An access that missed; where to go if that of a group cannot be helped.
@@ -89,6 +101,10 @@ pub struct Translator {
     asm: Asm,
     encoder: Encoder,
     factory: InstructionInfoFactory,
+    /// Whether translated code is to count, see `stats`.
+    counting: bool,
+    /// What is where in the code that was made last.
+    listing: Listing,
 }
 
 impl std::fmt::Debug for Translator {
@@ -97,14 +113,15 @@ impl std::fmt::Debug for Translator {
     }
 }
 
-impl Default for Translator {
-    fn default() -> Self {
-        Self { asm: Asm::default(), encoder: Encoder::new(64), factory: InstructionInfoFactory::new() }
-    }
-}
-
 impl Translator {
-    /// Translates `region` for `origin` in the code buffer. Gives the code and its doors.
+    /// A translator; `counting`: whose code counts (see `stats`), `listing`: which tells what is where in it.
+    #[must_use]
+    pub fn new(counting: bool, listing: bool) -> Self {
+        let (asm, encoder, factory) = (Asm::default(), Encoder::new(64), InstructionInfoFactory::new());
+        Self { asm, encoder, factory, counting, listing: Listing::new(listing) }
+    }
+
+    /// Translates `region` for `origin` in the code buffer.
     ///
     /// # Errors
     /// Something does not fit; nothing is left in `sites` then.
@@ -114,12 +131,15 @@ impl Translator {
         origin: usize,
         thunks: &Thunks,
         sites: &mut Sites,
-    ) -> Result<(&[u8], Vec<Door>), Refused> {
+    ) -> Result<Made<'_>, Refused> {
         let before = sites.len();
         // What groups cannot express is translated without them.
         for grouping in [true, false] {
             match self.attempt(region, origin, thunks, sites, grouping) {
-                Ok(doors) => return self.asm.finish().map(|code| (code, doors)).ok_or(Refused),
+                Ok(doors) => {
+                    let code = self.asm.finish().ok_or(Refused)?;
+                    return Ok(Made { code, doors, listing: &self.listing });
+                }
                 Err(Refused) => sites.truncate(before, origin),
             }
         }
@@ -135,12 +155,15 @@ impl Translator {
         grouping: bool,
     ) -> Result<Vec<Door>, Refused> {
         self.asm.reset(origin);
+        self.listing.reset();
         let count = region.blocks.len();
         let labels = (0..count).map(|_| self.asm.label()).collect();
         let mut job = Job {
             asm: &mut self.asm,
             encoder: &mut self.encoder,
             factory: &mut self.factory,
+            listing: &mut self.listing,
+            counting: self.counting,
             region,
             thunks,
             sites,
@@ -169,6 +192,8 @@ struct Job<'a> {
     asm: &'a mut Asm,
     encoder: &'a mut Encoder,
     factory: &'a mut InstructionInfoFactory,
+    listing: &'a mut Listing,
+    counting: bool,
     region: &'a Region,
     thunks: &'a Thunks,
     sites: &'a mut Sites,
@@ -269,6 +294,7 @@ impl Job<'_> {
     fn door(&mut self, n: usize) -> Result<(), Refused> {
         let block = self.region.blocks.get(n).ok_or(Refused)?;
         let offset = block.offset();
+        self.listing.mark(self.asm.here(), Part::Door, offset);
         let outer = self.asm.here() as u32;
         self.asm.xor_mem(T1, field(offset_of!(Frame, stamp)));
         self.asm.lea(T1, crate::asm::Mem::at(T1, -i32::from(offset)));
@@ -299,6 +325,8 @@ impl Job<'_> {
 
     fn insn(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
         let block = self.region.blocks.get(n).ok_or(Refused)?;
+        let part = if self.careful { Part::Alone } else { Part::Insn };
+        self.listing.mark(self.asm.here(), part, insn.offset);
         if self.at + 1 == block.insns.len() && block.loops() {
             self.poll(insn);
         }
@@ -428,10 +456,34 @@ impl Job<'_> {
         self.state.rflags = false;
     }
 
+    /// Has translated code count at offset `counter` of the frame's `Inline`, if it does. The host's flags must be dead.
+    fn count(&mut self, counter: usize) {
+        if self.counting {
+            self.asm.inc_mem(field(offset_of!(Frame, inline) + counter));
+        }
+    }
+
     // --- what is rarely reached
+
+    /// What cold code is, and the place in the page that it belongs to.
+    fn belongs(&self, cold: &Cold) -> (Part, u16) {
+        let at = |site: u32| self.sites.get(site).map_or(0, |site| site.offset);
+        let block = |block: usize| self.region.blocks.get(block).map_or(0, Block::offset);
+        match *cold {
+            Cold::Access { site, .. } => (Part::Miss, at(site)),
+            Cold::Cluster { block: n, .. } => (Part::Cluster, block(n)),
+            Cold::Interpret { site, .. } => (Part::Interpret, at(site)),
+            Cold::Direct { site, .. } => (Part::Direct, at(site)),
+            Cold::Edge { to, .. } => (Part::Edge, block(to)),
+            Cold::Exit { offset, .. } => (Part::Exit, offset),
+            Cold::Door { block: to } => (Part::Door, block(to)),
+        }
+    }
 
     fn emit_cold(&mut self) -> Result<(), Refused> {
         while let Some(cold) = self.cold.pop() {
+            let (part, offset) = self.belongs(&cold);
+            self.listing.mark(self.asm.here(), part, offset);
             match cold {
                 Cold::Access { at, site, limit, write, retry, miss } => {
                     self.asm.bind(at);

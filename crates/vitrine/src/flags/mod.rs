@@ -103,6 +103,13 @@ pub struct Flags {
     #[arg(long = "D", value_name = "FILE")]
     pub log_file: Option<PathBuf>,
 
+    /// write /tmp/perf-PID.map: names of translated code (-accel jit) for Linux perf
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub perfmap: bool,
+    /// write jit-PID.dump: the same with the code, for perf inject --jit
+    #[arg(long, action = ArgAction::SetTrue)]
+    pub jitdump: bool,
+
     /// no default devices: serial ports only where -serial says
     #[arg(long, action = ArgAction::SetTrue)]
     pub nodefaults: bool,

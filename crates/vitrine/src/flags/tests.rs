@@ -94,6 +94,35 @@ fn boards_processors_and_devices() {
 }
 
 #[test]
+fn tiers_and_what_is_seen_of_them() {
+    let jit = |cache| Ok(Accel::Jit(jit::Config { cache, ..jit::Config::default() }));
+    let default = jit::Config::default().cache;
+    let good = [
+        ("interp", Ok(Accel::Interp)),
+        ("accel=interp", Ok(Accel::Interp)),
+        ("jit", jit(default)),
+        ("accel=jit", jit(default)),
+        ("jit,cache=256M", jit(256 << 20)),
+        ("jit,cache=4M", jit(4 << 20)),
+        ("jit,cache=1G", jit(1 << 30)),
+        ("jit,cache=8192K", jit(8 << 20)),
+        ("jit,cache=64", jit(64 << 20)),
+        ("accel=jit,cache=1.5M,cache=5M", Err("jit takes cache=SIZE, from 4M to 1G".to_owned())),
+    ];
+    for (text, accel) in good {
+        assert_eq!(values::accel(text), accel, "{text}");
+    }
+    let bad = ["", "jit,", "jit,cache", "jit,cache=", "jit,cache=3M", "jit,cache=2G", "jit,cache=-1", "jit,size=8M"];
+    for text in bad.into_iter().chain(["interp,cache=8M", "jit=on", "tcg", "kvm", "JIT"]) {
+        assert!(values::accel(text).is_err(), "{text}");
+    }
+    let flags = flags(&["-M", "q35,accel=jit", "-perfmap", "-jitdump", "-d", "jit,out_asm"]);
+    assert_eq!(flags.machine.unwrap().accel, jit(default).ok());
+    assert!(flags.perfmap && flags.jitdump);
+    assert_eq!(flags.log, Some(LogItems(vec!["jit", "out_asm"])));
+}
+
+#[test]
 fn what_scripts_pass_and_is_true_here_is_accepted() {
     let line = [
         "-nodefaults",
@@ -147,7 +176,9 @@ fn wrong_lines_are_answered_with_one_line_that_helps() {
         (&["-cpu", "max,+avx22"], &["avx2"]),
         (&["-M", "microvm"], &["pc", "q35"]),
         (&["-machine", "pc,accel=tcg"], &["interp"]),
-        (&["-accel", "kvm"], &["interp"]),
+        (&["-accel", "kvm"], &["jit", "interp"]),
+        (&["-accel", "jit,cache=1M"], &["cache=SIZE", "4M", "1G"]),
+        (&["-accel", "interp,cache=8M"], &["no options"]),
         (&["-accel", "tcg"], &["interp"]),
         (&["-enable-kvm"], &["leave it out"]),
         (&["-drive", "file=x"], &["-drive", "-initrd"]),

@@ -66,13 +66,14 @@ pub enum Device {
 pub struct LogItems(pub Vec<&'static str>);
 
 /// The log items, with their texts for `-d help`.
-pub const LOG_ITEMS: [(&str, &str); 6] = [
+pub const LOG_ITEMS: [(&str, &str); 7] = [
     ("int", "interrupts and exceptions as they are delivered"),
     ("guest_errors", "when the guest does something invalid, such as accessing a register that does not exist"),
     ("cpu_reset", "the processor's state at each reset"),
     ("mmu", "what the guest does to its address translation"),
     ("in_asm", "guest code, each block when it is first decoded"),
     ("out_asm", "translated code, each region when it is translated: guest and host"),
+    ("jit", "what the translator counted, when the machine ends (counting makes it slower)"),
 ];
 
 /// The list that flag `id` prints when its value is `help`, if it has one.

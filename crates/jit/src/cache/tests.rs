@@ -1,0 +1,124 @@
+//! Translations come, are found, and go.
+
+use super::*;
+
+const PAGE: Hva = Hva(0x7000_0000_0000);
+const MODE: Mode = Mode { user: true, x87: true, sse: true, avx: true };
+
+fn cache() -> Cache {
+    Cache::new(4 << 20).unwrap()
+}
+
+fn translate(cache: &mut Cache, page: Hva, bytes: &[u8], at: u64) -> Option<Door> {
+    let made = cache.translate((page, None), bytes, Gva(0x40_0000 + at), &Model::max(), MODE, |_| true);
+    made.map(|(_, door)| door)
+}
+
+fn key(page: Hva, at: u64) -> Key {
+    Key::new(Hva(page.0 + at), MODE)
+}
+
+/// What code is at `offset`.
+fn code(cache: &Cache, offset: u32, bytes: usize) -> &[u8] {
+    assert!(offset as usize + bytes <= cache.code.used());
+    // SAFETY: the range was written, and is not while the slice lives.
+    unsafe { std::slice::from_raw_parts(cache.code.start().add(offset as usize), bytes) }
+}
+
+#[test]
+fn doors_are_found_by_place_and_mode() {
+    let mut cache = cache();
+    // inc eax; call; nop; ret: two ways in.
+    let mut bytes = vec![0xcc; 4096];
+    bytes[..9].copy_from_slice(&[0xff, 0xc0, 0xe8, 0, 1, 0, 0, 0x90, 0xc3]);
+    let door = translate(&mut cache, PAGE, &bytes, 0).unwrap();
+    assert_eq!(cache.door(key(PAGE, 0)), Some(door));
+    assert!(cache.door(key(PAGE, 7)).is_some_and(|behind| behind.outer > door.outer));
+    assert_eq!(cache.door(key(PAGE, 2)), None, "nobody enters there from outside");
+    assert_eq!(cache.door(Key::new(PAGE, Mode::default())), None);
+    assert_eq!((cache.stats.instructions, cache.stats.distinct, cache.stats.guest_bytes), (4, 4, 9));
+    // What is there stays; only the instructions are counted again.
+    translate(&mut cache, PAGE, &bytes, 7).unwrap();
+    assert_eq!((cache.stats.instructions, cache.stats.distinct), (6, 4));
+}
+
+#[test]
+fn overwritten_code_turns_away_at_the_door() {
+    let mut cache = cache();
+    let (mut bytes, other) = (vec![0x90; 4096], Hva(PAGE.0 + 4096));
+    bytes[8] = 0xc3;
+    let dropped = translate(&mut cache, PAGE, &bytes, 0).unwrap();
+    let kept = translate(&mut cache, other, &bytes, 0).unwrap();
+    let before = code(&cache, kept.outer, 5).to_vec();
+    cache.drop_page(PAGE);
+    assert_eq!((cache.door(key(PAGE, 0)), cache.door(key(other, 0))), (None, Some(kept)));
+    assert_eq!(code(&cache, kept.outer, 5), before);
+    let mut jump = vec![0xe9];
+    jump.extend((cache.thunks.stale as i32 - (dropped.outer as i32 + 5)).to_le_bytes());
+    assert_eq!(code(&cache, dropped.outer, 5), jump);
+    assert_eq!(cache.stats.dropped, 1);
+    cache.drop_page(PAGE);
+    assert_eq!(cache.stats.dropped, 1);
+    // Translated anew it is distinct code again.
+    translate(&mut cache, PAGE, &bytes, 0).unwrap();
+    assert_eq!(cache.stats.instructions, cache.stats.distinct);
+}
+
+#[test]
+fn code_in_two_pages_goes_with_either() {
+    // MOV EAX, 0x90909090, three of whose bytes lie in the next page.
+    let second = Hva(PAGE.0 + 0x9000);
+    let mut bytes = vec![0x90; 4096 + 15];
+    bytes[4094] = 0xb8;
+    for gone in [PAGE, second] {
+        let mut cache = cache();
+        let made = cache.translate((PAGE, Some(second)), &bytes, Gva(0x40_0ffe), &Model::max(), MODE, |_| true);
+        let (region, door) = made.unwrap();
+        assert!(region.crosses() && door.second == Some(second));
+        assert_eq!(cache.door(key(PAGE, 0xffe)), Some(door));
+        cache.drop_page(gone);
+        assert_eq!(cache.door(key(PAGE, 0xffe)), None);
+        assert_eq!(cache.stats.dropped, 1);
+    }
+}
+
+#[test]
+fn jumps_are_linked() {
+    let mut cache = cache();
+    let at = cache.code.append(&[0xe9, 0, 0, 0, 0, 0x90]).unwrap() as u32;
+    cache.link(at + 1, at + 0x105);
+    assert_eq!(code(&cache, at, 6), [0xe9, 0, 1, 0, 0, 0x90]);
+    cache.link(at + 1, at);
+    assert_eq!(code(&cache, at, 6), [0xe9, 0xfb, 0xff, 0xff, 0xff, 0x90]);
+}
+
+#[test]
+fn clearing_forgets_everything_but_the_thunks() {
+    let mut cache = cache();
+    let empty = cache.code.used();
+    let thunks = code(&cache, 0, empty).to_vec();
+    translate(&mut cache, PAGE, &[0xc3; 4096], 0).unwrap();
+    cache.frame.insert(0x40_0000, 0, 1);
+    cache.clear();
+    assert_eq!((cache.door(key(PAGE, 0)), cache.frame.find(0x40_0000, 0)), (None, None));
+    assert_eq!((cache.code.used(), cache.sites.len(), cache.stats.flushes), (empty, 0, 1));
+    assert_eq!(code(&cache, 0, empty), thunks);
+}
+
+#[test]
+fn what_does_not_fit_flushes() {
+    let mut cache = cache();
+    // mov [rbx+8], rax, as often as a region holds.
+    let bytes: Vec<u8> = [0x48, 0x89, 0x43, 0x08].repeat(1024);
+    for n in 0..1000 {
+        let page = Hva(PAGE.0 + n * 4096);
+        let door = translate(&mut cache, page, &bytes, 0).unwrap();
+        assert_eq!(cache.door(key(page, 0)), Some(door));
+        assert!(cache.code.used() <= cache.code.capacity());
+        if cache.stats.flushes == 2 {
+            assert_eq!(cache.door(key(PAGE, 0)), None);
+            return;
+        }
+    }
+    panic!("{} bytes of code fit", cache.stats.bytes);
+}

@@ -1,0 +1,105 @@
+//! A table of instructions and what is done with them.
+
+use super::*;
+use iced_x86::{Decoder, DecoderOptions};
+
+const ALL: Mode = Mode { user: false, x87: true, sse: true, avx: true };
+
+fn of(bytes: &[u8], mode: Mode) -> (Class, Units) {
+    let model = Model::max();
+    let options = DecoderOptions::FORCE_RESERVED_NOP | model.decoder_options();
+    let i = Decoder::with_ip(64, bytes, 0x100, options).decode();
+    assert!(i.is_invalid() || i.len() == bytes.len(), "{i}");
+    classify(&i, &model, mode)
+}
+
+#[test]
+fn instructions_have_their_class() {
+    let cases: &[(&[u8], Class, &str)] = &[
+        (&[0x01, 0xd8], Class::Plain, "add eax, ebx"),
+        (&[0x48, 0x8b, 0x03], Class::Plain, "mov rax, [rbx]"),
+        (&[0x64, 0x48, 0x8b, 0x04, 0x25, 0x28, 0, 0, 0], Class::Plain, "mov rax, fs:[28h]"),
+        (&[0xf0, 0x0f, 0xb1, 0x0b], Class::Plain, "lock cmpxchg [rbx], ecx"),
+        (&[0x87, 0x03], Class::Plain, "xchg [rbx], eax"),
+        (&[0xf7, 0xf3], Class::Plain, "div ebx"),
+        (&[0x0f, 0xba, 0x23, 0x03], Class::Plain, "bt dword [rbx], 3"),
+        (&[0x0f, 0xa3, 0xd8], Class::Plain, "bt eax, ebx"),
+        (&[0x0f, 0xa3, 0x03], Class::Interpret, "bt [rbx], eax: the offset moves the operand"),
+        (&[0x67, 0x8b, 0x03], Class::Interpret, "mov eax, [ebx]"),
+        (&[0xa1, 0, 0, 0, 0, 0, 0, 0, 0], Class::Interpret, "mov eax, moffs"),
+        (&[0x8e, 0xd8], Class::Interpret, "mov ds, eax"),
+        (&[0x0f, 0x20, 0xc0], Class::Interpret, "mov rax, cr0"),
+        (&[0x0f, 0xa2], Class::Interpret, "cpuid"),
+        (&[0x0f, 0x31], Class::Interpret, "rdtsc"),
+        (&[0xfa], Class::Interpret, "cli"),
+        (&[0x9c], Class::Interpret, "pushfq"),
+        (&[0xfc], Class::Interpret, "cld"),
+        (&[0xf3, 0xa4], Class::Interpret, "rep movsb"),
+        (&[0xec], Class::Interpret, "in al, dx"),
+        (&[0x90], Class::Nop, "nop"),
+        (&[0xf3, 0x90], Class::Nop, "pause"),
+        (&[0xf3, 0x0f, 0x1e, 0xfa], Class::Nop, "endbr64"),
+        (&[0x0f, 0x1f, 0x40, 0x00], Class::Nop, "nop [rax+0]"),
+        (&[0x0f, 0x18, 0x08], Class::Nop, "prefetcht0 [rax]"),
+        (&[0x48, 0x8d, 0x43, 0x08], Class::Lea, "lea rax, [rbx+8]"),
+        (&[0x67, 0x8d, 0x43, 0x08], Class::Lea, "lea eax, [ebx+8]"),
+        (&[0x53], Class::Push, "push rbx"),
+        (&[0x6a, 0x01], Class::Push, "push 1"),
+        (&[0xff, 0x33], Class::Push, "push [rbx]"),
+        (&[0x66, 0x53], Class::Interpret, "push bx"),
+        (&[0x5b], Class::Pop, "pop rbx"),
+        (&[0x8f, 0x03], Class::Interpret, "pop [rbx]"),
+        (&[0xc9], Class::Leave, "leave"),
+        (&[0x74, 0x10], Class::Jcc, "je"),
+        (&[0x0f, 0x84, 0, 1, 0, 0], Class::Jcc, "je near"),
+        (&[0xe2, 0x10], Class::Loop, "loop"),
+        (&[0xe3, 0x10], Class::Loop, "jrcxz"),
+        (&[0x67, 0xe2, 0x10], Class::Leaves, "loop by ecx"),
+        (&[0xe1, 0x10], Class::Leaves, "loope"),
+        (&[0xeb, 0x10], Class::Jmp, "jmp"),
+        (&[0xe8, 0, 1, 0, 0], Class::Call, "call"),
+        (&[0xff, 0xe0], Class::JmpIndirect, "jmp rax"),
+        (&[0xff, 0x13], Class::CallIndirect, "call [rbx]"),
+        (&[0xc3], Class::Ret, "ret"),
+        (&[0xc2, 0x08, 0], Class::Ret, "ret 8"),
+        (&[0x48, 0xcb], Class::Leaves, "retf"),
+        (&[0x48, 0xcf], Class::Leaves, "iretq"),
+        (&[0x0f, 0x05], Class::Leaves, "syscall"),
+        (&[0xcc], Class::Leaves, "int3"),
+        (&[0x0f, 0x0b], Class::Leaves, "ud2"),
+    ];
+    for (bytes, class, text) in cases {
+        assert_eq!(of(bytes, ALL).0, *class, "{text}");
+    }
+}
+
+#[test]
+fn units_are_used_where_the_mode_lets_them() {
+    let (vector, x87) = (Units { vector: true, x87: false }, Units { vector: false, x87: true });
+    let both = Units { vector: true, x87: true };
+    let no_sse = Mode { sse: false, ..ALL };
+    let no_x87 = Mode { x87: false, ..ALL };
+    let no_avx = Mode { avx: false, ..ALL };
+    let cases: &[(&[u8], Units, Mode, &str)] = &[
+        (&[0x0f, 0x58, 0xc1], vector, no_sse, "addps xmm0, xmm1"),
+        (&[0xf3, 0x0f, 0x6f, 0x03], vector, no_sse, "movdqu xmm0, [rbx]"),
+        (&[0xc5, 0xf4, 0x58, 0xc2], vector, no_avx, "vaddps ymm0, ymm1, ymm2"),
+        (&[0xd8, 0xc1], x87, no_x87, "fadd st, st1"),
+        (&[0x0f, 0xfc, 0xc1], x87, no_x87, "paddb mm0, mm1"),
+        (&[0xf3, 0x0f, 0xd6, 0xc1], both, no_sse, "movq2dq xmm0, mm1"),
+    ];
+    for (bytes, units, without, text) in cases {
+        assert_eq!(of(bytes, ALL), (Class::Plain, *units), "{text}");
+        assert_eq!(of(bytes, *without).0, Class::Interpret, "{text} without it");
+    }
+    assert_eq!(of(&[0x01, 0xd8], Mode::default()), (Class::Plain, Units::default()), "integer work is never stopped");
+}
+
+#[test]
+fn modes_have_different_numbers() {
+    let modes: Vec<Mode> =
+        (0..16).map(|n| Mode { user: n & 1 != 0, x87: n & 2 != 0, sse: n & 4 != 0, avx: n & 8 != 0 }).collect();
+    for (n, mode) in modes.iter().enumerate() {
+        assert_eq!(mode.bits(), n as u64);
+    }
+}

@@ -1,0 +1,44 @@
+//! The listing of a small region.
+
+use super::*;
+use crate::classify::Mode;
+use crate::sites::Sites;
+use crate::translate::Translator;
+use cpu::cpuid::Model;
+use host::code::CodeBuffer;
+
+#[test]
+fn guest_code_is_followed_by_its_host_code_and_names() {
+    // add [rdi+8], eax; jne over; syscall; over: ret
+    let mut page = [0; 4096];
+    page[..7].copy_from_slice(&[0x01, 0x47, 0x08, 0x75, 0x02, 0x0f, 0x05]);
+    page[7] = 0xc3;
+    let region = Region::build(&page, 0, &Model::max(), Mode::default(), |_| true).unwrap();
+    let mut buffer = CodeBuffer::translated(1 << 20).unwrap();
+    let thunks = Thunks::emit(&mut buffer, false).unwrap();
+    let origin = buffer.used();
+    let mut translator = Translator::new(false, true);
+    let mut sites = Sites::default();
+    let made = translator.translate(&region, origin, &thunks, &mut sites).unwrap();
+    let host = Host { code: made.code, origin, base: 0x7f00_0000_0000, thunks: &thunks };
+    let lines = lines(&region, 0xffff_8000_0000_0000, &made.listing.marks, &host);
+    let text = lines.join("\n");
+    let place = |what: &str| text.find(what).unwrap_or_else(|| panic!("{what} is missing in\n{text}"));
+    let order = [
+        "region of 4 instructions, 8 bytes",
+        "ffff800000000000.door",
+        "add [rdi+8],eax",
+        "mov r15d,[rsp+slot0]",
+        "ja near 000.miss",
+        "jne short 0FFFF800000000007h",
+        "ffff800000000007           ret",
+        "find_write",
+    ];
+    for pair in order.windows(2) {
+        assert!(place(pair[0]) < place(pair[1]), "{pair:?} in\n{text}");
+    }
+    // Every byte of host code is shown.
+    let shown = lines.iter().filter(|line| line.starts_with("    7f00")).count();
+    let count = Decoder::new(64, made.code, 0).into_iter().count();
+    assert_eq!(shown, count, "{text}");
+}
