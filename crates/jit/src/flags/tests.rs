@@ -27,15 +27,15 @@ impl Random {
     fn bytes(&mut self) -> [u8; 12] {
         let mut bytes: [u8; 12] = std::array::from_fn(|_| self.next() as u8);
         let mut at = 0;
-        if self.next() % 8 == 0 {
+        if self.next().is_multiple_of(8) {
             bytes[at] = 0x66;
             at += 1;
         }
-        if self.next() % 2 == 0 {
+        if self.next().is_multiple_of(2) {
             bytes[at] = 0x40 | self.next() as u8 & 15;
             at += 1;
         }
-        if self.next() % 3 == 0 {
+        if self.next().is_multiple_of(3) {
             bytes[at] = 0x0f;
             at += 1;
         }
@@ -63,7 +63,7 @@ fn effects_and_recipes_are_what_the_host_does() {
         }
         cases += 1;
         let mut gpr: [u64; 16] = std::array::from_fn(|_| random.value());
-        if random.next() % 2 == 0 {
+        if random.next().is_multiple_of(2) {
             // Shifts by nothing.
             gpr[1] &= !0xff;
         }
