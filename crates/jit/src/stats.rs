@@ -166,8 +166,9 @@ impl Stats {
     pub fn left(&mut self, reason: Reason, mnemonic: Mnemonic, class: Class) {
         match (reason, class) {
             (Reason::Fault, _) => self.faults += 1,
-            (_, Class::Interpret | Class::Leaves) => self.interpreted.add(mnemonic),
-            _ => self.jumps.add(mnemonic),
+            (_, Class::Jcc | Class::Loop | Class::Jmp | Class::Call | Class::Ret) => self.jumps.add(mnemonic),
+            (_, Class::JmpIndirect | Class::CallIndirect) => self.jumps.add(mnemonic),
+            _ => self.interpreted.add(mnemonic),
         }
     }
 
@@ -284,9 +285,10 @@ mod tests {
         let mut stats = Stats::default();
         stats.left(Reason::Interpret, Mnemonic::Cpuid, Class::Interpret);
         stats.left(Reason::Interpret, Mnemonic::Syscall, Class::Leaves);
+        stats.left(Reason::Interpret, Mnemonic::Sti, Class::System);
         stats.left(Reason::Interpret, Mnemonic::Ret, Class::Ret);
         stats.left(Reason::Fault, Mnemonic::Div, Class::Plain);
-        assert_eq!((stats.interpreted.total(), stats.jumps.total(), stats.faults), (2, 1, 1));
+        assert_eq!((stats.interpreted.total(), stats.jumps.total(), stats.faults), (3, 1, 1));
         assert_eq!(stats.jumps.ranked(), [(Mnemonic::Ret, 1)]);
     }
 

@@ -31,9 +31,12 @@ fn instructions_have_their_class() {
         (&[0x0f, 0x20, 0xc0], Class::Interpret, "mov rax, cr0"),
         (&[0x0f, 0xa2], Class::Interpret, "cpuid"),
         (&[0x0f, 0x31], Class::Interpret, "rdtsc"),
-        (&[0xfa], Class::Interpret, "cli"),
-        (&[0x9c], Class::Interpret, "pushfq"),
-        (&[0xfc], Class::Interpret, "cld"),
+        (&[0xfa], Class::System, "cli"),
+        (&[0x9c], Class::System, "pushfq"),
+        (&[0xfc], Class::System, "cld"),
+        (&[0x9d], Class::Interpret, "popfq"),
+        (&[0xfd], Class::Interpret, "std"),
+        (&[0x0f, 0x01, 0xf8], Class::System, "swapgs"),
         (&[0xf3, 0xa4], Class::Interpret, "rep movsb"),
         (&[0xec], Class::Interpret, "in al, dx"),
         (&[0x90], Class::Nop, "nop"),
@@ -71,6 +74,15 @@ fn instructions_have_their_class() {
     for (bytes, class, text) in cases {
         assert_eq!(of(bytes, ALL).0, *class, "{text}");
     }
+}
+
+#[test]
+fn programs_have_no_rights() {
+    for (bytes, text) in [(&[0xfa][..], "cli"), (&[0xfb], "sti"), (&[0x0f, 0x01, 0xf8], "swapgs")] {
+        assert_eq!(of(bytes, ALL).0, Class::System, "{text}");
+        assert_eq!(of(bytes, Mode { user: true, ..ALL }).0, Class::Interpret, "{text}");
+    }
+    assert_eq!(of(&[0x9c], Mode { user: true, ..ALL }).0, Class::System, "pushfq");
 }
 
 #[test]
