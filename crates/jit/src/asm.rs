@@ -328,6 +328,12 @@ impl Asm {
         self.rm(true, &[0xff], 0, mem);
     }
 
+    /// `sar reg, count`.
+    pub fn sar(&mut self, reg: Reg, count: u8) {
+        self.rr(true, &[0xc1], 7, reg);
+        self.bytes.push(count);
+    }
+
     // --- control
 
     fn relative(&mut self, label: Label) {

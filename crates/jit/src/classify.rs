@@ -165,9 +165,11 @@ fn wraps(i: &Instruction) -> bool {
 
 /// Operands are general registers, immediates, and a memory operand without anything implicit.
 fn integer_operands(i: &Instruction) -> bool {
+    // The others are added up in the check of the access.
     let bit_offset = matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
         && i.op0_kind() == OpKind::Memory
-        && i.op1_kind() == OpKind::Register;
+        && i.op1_kind() == OpKind::Register
+        && i.op1_register().size() == 2;
     !bit_offset
         && (0..i.op_count()).all(|n| match i.op_kind(n) {
             OpKind::Register => i.op_register(n).is_gpr(),

@@ -9,6 +9,7 @@
 //! and behind the rest with a check for each access. To that copy goes who finds that a group does not lie in one page
 //! that may be accessed, and who comes back from the interpreter, which may have changed the TLB.
 
+use super::memory::bit_offset;
 use super::system::separates;
 use crate::classify::Class;
 use crate::region::{Block, Insn};
@@ -138,7 +139,7 @@ impl Values {
                 let key = Key { base: Some(value.unknown), index: None, segment: Register::None, page: false };
                 Some(Access { key, base: value.distance, offset: value.distance, size: 8, write: false })
             }
-            Class::Plain => {
+            Class::Plain if bit_offset(i).is_none() => {
                 let write = insn.memory?;
                 let register = i.memory_base();
                 let base = register.is_gpr64().then(|| self.of(register));

@@ -3,8 +3,8 @@
 //! An access of `size` bytes at `ea`, whose site remembers that its page's TLB entry is `T1` bytes into the table:
 //!
 //! ```text
-//! mov  T1d, [slot]            ; what the site remembers
 //! lea  T0, [ea]
+//! mov  T1d, [slot]            ; what the site remembers
 //! sub  T0, gs:[T1+comparator] ; GS: the current table
 //! cmp  T0, 4096-size          ; in that page, all of it, and nothing to be said against it?
 //! ja   slow                   ; find the entry by the address, remember it, try again
@@ -22,7 +22,7 @@ use crate::region::Insn;
 use crate::regs::{Place, T0, T1, field, place};
 use crate::sites::Kind;
 use crate::stats::Inline;
-use iced_x86::{Instruction, Register};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use memory::tlb::Entry;
 use std::mem::offset_of;
 
@@ -37,6 +37,17 @@ pub(super) struct Address {
     page: Option<Mem>,
     /// The base of FS or GS in the frame.
     segment: Option<Mem>,
+    /// A register that counts bits from there, and its size in bytes: BT and its like. The host adds it by itself, but
+    /// it decides which word is accessed.
+    bits: Option<(Place, u8)>,
+}
+
+/// The register operand of BT and its like with a memory operand.
+pub(super) fn bit_offset(i: &Instruction) -> Option<Register> {
+    let bits = matches!(i.mnemonic(), Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc)
+        && i.op0_kind() == OpKind::Memory
+        && i.op1_kind() == OpKind::Register;
+    bits.then(|| i.op1_register())
 }
 
 impl Address {
@@ -48,9 +59,11 @@ impl Address {
             Register::GS => Some(field(offset_of!(Frame, gs))),
             _ => None,
         };
+        let bits =
+            bit_offset(i).map(|register| (place(register.full_register().number() as Reg), register.size() as u8));
         if i.memory_base() == Register::RIP {
             let page = Some(field(offset_of!(Frame, base)));
-            return Some(Self { base: None, index: None, disp, page, segment });
+            return Some(Self { base: None, index: None, disp, page, segment, bits });
         }
         let guest = |register: Register| register.is_gpr64().then(|| place(register.number() as Reg));
         let base = match i.memory_base() {
@@ -61,19 +74,19 @@ impl Address {
             Register::None => None,
             register => Some((guest(register)?, i.memory_index_scale().trailing_zeros() as u8)),
         };
-        Some(Self { base, index, disp, page: None, segment })
+        Some(Self { base, index, disp, page: None, segment, bits })
     }
 
     /// `disp` bytes from guest register `register`.
     pub fn off(register: Reg, disp: i32) -> Self {
-        Self { base: Some(place(register)), index: None, disp, page: None, segment: None }
+        Self { base: Some(place(register)), index: None, disp, page: None, segment: None, bits: None }
     }
 }
 
 impl Job<'_> {
     /// Puts the effective address into T0.
     fn effective(&mut self, address: &Address) {
-        let Address { base, index, disp, page, segment } = *address;
+        let Address { base, index, disp, page, segment, .. } = *address;
         let mut segment = segment;
         match (base, index) {
             (Some(Place::Host(base)), None) if disp == 0 => self.asm.mov(T0, base),
@@ -166,13 +179,27 @@ impl Job<'_> {
         let (retry, at) = (self.asm.label(), self.asm.label());
         let limit = 4096 - size;
         self.asm.bind(retry);
-        self.asm.load32(T1, field(SLOTS + 4 * site as usize));
         self.effective(address);
+        if let Some((bits, size)) = address.bits {
+            self.add_words(bits, size);
+        }
+        self.asm.load32(T1, field(SLOTS + 4 * site as usize));
         self.asm.sub_mem(T0, Mem::gs(T1, if write { Entry::WRITE } else { Entry::READ } as i32));
         self.asm.cmp_imm(T0, limit as i32);
         self.asm.jcc(Cond::A, at);
         self.asm.load(T1, Mem::gs(T1, Entry::ADDEND as i32));
         self.cold.push(Cold::Access { at, site, limit, write, retry, miss });
+    }
+
+    /// Adds to T0 the words of `size` (4 or 8) bytes that a bit offset spans. Uses T1.
+    fn add_words(&mut self, bits: Place, size: u8) {
+        let opcode = if size == 8 { 0x8b } else { 0x63 };
+        match bits {
+            Place::Host(from) => self.asm.rr(true, &[opcode], T1, from),
+            Place::Home(home) => self.asm.rm(true, &[opcode], T1, home),
+        }
+        self.asm.sar(T1, if size == 8 { 6 } else { 5 });
+        self.asm.lea(T0, Mem::at(T0, 0).index(T1, if size == 8 { 3 } else { 2 }));
     }
 
     /// An access that shares its group's check.
@@ -241,7 +268,7 @@ impl Job<'_> {
 
     /// The operand, given the addend in T1. May use T0 in between.
     fn translated(&mut self, address: &Address) -> Mem {
-        let Address { base, index, disp, page, segment } = *address;
+        let Address { base, index, disp, page, segment, .. } = *address;
         for from in [page, segment].into_iter().flatten() {
             self.asm.add_mem(T1, from);
         }

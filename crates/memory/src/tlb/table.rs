@@ -10,7 +10,7 @@ use crate::walk::{Rights, Want};
 use x86::PAGE_SHIFT;
 
 /// Entries of a main table from its first fill on.
-const SMALLEST: usize = 1024;
+const SMALLEST: usize = 2048;
 /// Entries up to which a main table grows.
 pub(super) const LARGEST: usize = 16384;
 /// Entries of a victim table.
