@@ -7,6 +7,7 @@ use crate::exec::interrupt::TripleFault;
 use crate::hooks::Signals;
 use crate::op::Op;
 use crate::state::{CS, CodeSize, RIP, Shadow};
+use memory::mmu::FetchPage;
 use memory::{Gva, Hva};
 use x86::Exception;
 
@@ -171,6 +172,23 @@ impl Cpu {
             Err(exception) => End::Fault(exception),
         };
         self.conclude(interpreter, end)
+    }
+
+    /// For a tier: the page that is fetched from at RIP. `None`: that raised a fault, which has been delivered, and the
+    /// tier is to return.
+    ///
+    /// # Errors
+    /// The processor shut down.
+    pub fn fetch(&mut self, interpreter: &mut Interpreter) -> Result<Option<FetchPage>, TripleFault> {
+        let (origin, gva) = (self.origin(), Gva(self.rip()));
+        match self.mmu.fetch_page(origin, gva) {
+            Ok(page) => Ok(Some(page)),
+            Err(fault) => {
+                let exception = self.memory_fault(fault, false);
+                self.finish(interpreter, End::Fault(exception))?;
+                Ok(None)
+            }
+        }
     }
 
     /// For a tier: runs the instruction at RIP, which is `op`, faults and all.

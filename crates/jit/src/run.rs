@@ -13,6 +13,7 @@ use cpu::exec::interrupt::TripleFault;
 use cpu::run::{Exit, Interpreter, Step, Tier};
 use cpu::state::{CodeSize, FS, GS, RIP};
 use host::alu::{join_flags, split_flags};
+use memory::mmu::FetchPage;
 use memory::{Gva, Hva};
 use std::arch::asm;
 use std::sync::Arc;
@@ -173,8 +174,9 @@ impl Jit {
                 return Ok(Some(Way::Outer(host)));
             }
             let gva = Gva(rip);
-            if let Some(start) = cpu.mmu.fetch_fast(gva).map(|page| Hva(page.0 | gva.offset()))
-                && let Some(door) = self.cache.door(Key::new(start, mode))
+            let Some(fetched) = cpu.fetch(interpreter)? else { return Ok(None) };
+            if let FetchPage::Memory(page) = fetched
+                && let Some(door) = self.cache.door(Key::new(Hva(page.0 | gva.offset()), mode))
                 && (door.second.is_none() || door.second == cpu.mmu.fetch_fast(next_page(gva)))
             {
                 return Ok(Some(self.through(cpu, mode, door, patch.take())));
