@@ -104,6 +104,9 @@ impl Cpu {
             }
             let result = if self.careful || self.shadow != Shadow::None {
                 self.step(interpreter)
+            } else if self.code_size == CodeSize::Bits64 && self.checked {
+                // Alignment checks and data breakpoints are the interpreter's.
+                self.run_blocks::<true>(interpreter)
             } else if self.code_size == CodeSize::Bits64 {
                 tier.run(self, interpreter)
             } else {

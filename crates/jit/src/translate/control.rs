@@ -178,6 +178,8 @@ impl Job<'_> {
                 }
                 at
             }
+            // The interpreter, to which a jump goes that is not in the jump cache, would count once more.
+            None if insn.i.mnemonic() == Mnemonic::Loop => return Err(Refused),
             None => self.taken_exit(insn),
         };
         if insn.i.mnemonic() == Mnemonic::Loop {
