@@ -425,8 +425,11 @@ impl Tlb {
         };
         let tables = self.contexts.iter_mut().flat_map(|context| &mut context.spaces);
         match self.writers.take(hva.page()) {
-            Writer::None => {}
-            Writer::One(gva) => tables.for_each(|table| table.for_page(gva, protect)),
+            Writer::Of(pages) => {
+                for table in tables {
+                    pages.iter().flatten().for_each(|gva| table.for_page(*gva, protect));
+                }
+            }
             Writer::Unknown => {
                 // Everything is looked at, so that it can be noted anew what there is.
                 self.writers.clear();

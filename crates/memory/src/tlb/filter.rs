@@ -91,67 +91,68 @@ impl LargePages {
     }
 }
 
-/// Number of slots of [`Writers`]: a power of two.
-const WRITERS: usize = 4096;
+/// Number of sets of [`Writers`]: a power of two.
+const SETS: usize = 4096;
+/// Entries in a set.
+const WAYS: usize = 4;
 
-/// Through which pages a host page may be written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The pages through which a host page may be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Writer {
-    /// None.
-    None,
-    /// This one at most.
-    One(Gva),
+    /// These at most.
+    Of([Option<Gva>; WAYS]),
     /// Any.
     Unknown,
 }
 
-/// For each host page the one page through which it may be written, as long as there is but one.
+/// Pairs of a host page and a page through which it may be written, in sets by a hash of the host page.
 #[derive(Debug)]
 pub(super) struct Writers {
-    /// By a hash of the host page, which is 0 in an empty slot and [`Writers::SEVERAL`] where one was not enough.
-    slots: Box<[(Hva, Gva)]>,
+    sets: Box<[[(Hva, Gva); WAYS]]>,
 }
 
 impl Default for Writers {
     fn default() -> Self {
-        Self { slots: vec![Self::EMPTY; WRITERS].into_boxed_slice() }
+        Self { sets: vec![[Self::EMPTY; WAYS]; SETS].into_boxed_slice() }
     }
 }
 
 impl Writers {
     const EMPTY: (Hva, Gva) = (Hva(0), Gva(0));
-    const SEVERAL: (Hva, Gva) = (Hva(u64::MAX), Gva(0));
+    /// What a set is filled with that more belongs to than there is room for.
+    const MORE: (Hva, Gva) = (Hva(u64::MAX), Gva(0));
 
-    fn slot(&mut self, page: Hva) -> &mut (Hva, Gva) {
-        let hash = (page.0 >> PAGE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - WRITERS.ilog2());
-        &mut self.slots[hash as usize & (WRITERS - 1)]
+    fn set(&mut self, page: Hva) -> &mut [(Hva, Gva); WAYS] {
+        let hash = (page.0 >> PAGE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SETS.ilog2());
+        &mut self.sets[hash as usize & (SETS - 1)]
     }
 
     /// The host page may be written through `gva` from now on.
     pub fn insert(&mut self, page: Hva, gva: Gva) {
-        let slot = self.slot(page);
-        match *slot {
-            Self::EMPTY => *slot = (page, gva),
-            known if known == (page, gva) => {}
-            _ => *slot = Self::SEVERAL,
+        let set = self.set(page);
+        if set.contains(&(page, gva)) {
+            return;
+        }
+        match set.iter_mut().find(|slot| **slot == Self::EMPTY) {
+            Some(slot) => *slot = (page, gva),
+            None => *set = [Self::MORE; WAYS],
         }
     }
 
-    /// Through which page the host page may be written; after that it may not, unless that is unknown.
+    /// Through which pages the host page may be written; after that it may not, unless that is unknown.
     pub fn take(&mut self, page: Hva) -> Writer {
-        let slot = self.slot(page);
-        match *slot {
-            Self::SEVERAL => Writer::Unknown,
-            (known, gva) if known == page => {
-                *slot = Self::EMPTY;
-                Writer::One(gva)
-            }
-            _ => Writer::None,
+        let set = self.set(page);
+        if set[0] == Self::MORE {
+            return Writer::Unknown;
         }
+        Writer::Of(std::array::from_fn(|n| {
+            let slot = set.get_mut(n).filter(|slot| slot.0 == page)?;
+            Some(std::mem::replace(slot, Self::EMPTY).1)
+        }))
     }
 
     pub fn clear(&mut self) {
-        self.slots.fill(Self::EMPTY);
+        self.sets.fill([Self::EMPTY; WAYS]);
     }
 }
 
@@ -172,19 +173,20 @@ mod tests {
         assert!(filter.is_empty() && !pages(0xffff_ffff_8100_0000).any(|page| filter.may_hold(page)));
     }
     #[test]
-    fn the_one_writer_of_a_page_is_known() {
+    fn the_writers_of_a_page_are_known() {
         let mut writers = Writers::default();
         let (page, other) = (Hva(0x7000_0000_1000), Hva(0x7000_0000_2000));
-        assert_eq!(writers.take(page), Writer::None);
-        writers.insert(page, Gva(0x5000));
-        writers.insert(page, Gva(0x5000));
-        assert_eq!((writers.take(other), writers.take(page)), (Writer::None, Writer::One(Gva(0x5000))));
-        assert_eq!(writers.take(page), Writer::None);
-        writers.insert(page, Gva(0x5000));
-        writers.insert(page, Gva(0x6000));
-        assert_eq!(writers.take(page), Writer::Unknown);
-        assert_eq!(writers.take(page), Writer::Unknown, "until all are forgotten");
+        let none = Writer::Of([None; WAYS]);
+        assert_eq!(writers.take(page), none);
+        for gva in [0x5000, 0x5000, 0x6000] {
+            writers.insert(page, Gva(gva));
+        }
+        assert_eq!(writers.take(other), none);
+        assert_eq!(writers.take(page), Writer::Of([Some(Gva(0x5000)), Some(Gva(0x6000)), None, None]));
+        assert_eq!(writers.take(page), none);
+        (0..=WAYS as u64).for_each(|n| writers.insert(page, Gva(n << PAGE_SHIFT)));
+        assert_eq!((writers.take(page), writers.take(page)), (Writer::Unknown, Writer::Unknown));
         writers.clear();
-        assert_eq!(writers.take(page), Writer::None);
+        assert_eq!(writers.take(page), none);
     }
 }
