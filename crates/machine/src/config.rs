@@ -34,13 +34,18 @@ impl BoardKind {
 }
 
 /// How guest code is executed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Accel {
     /// By the interpreter alone.
-    #[default]
     Interp,
     /// By the translator as soon as it is warm.
     Jit(jit::Config),
+}
+
+impl Default for Accel {
+    fn default() -> Self {
+        Self::Jit(jit::Config::default())
+    }
 }
 
 /// What is at the place of a serial port.

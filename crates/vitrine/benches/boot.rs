@@ -17,7 +17,7 @@ use guests::{find, image, initramfs};
 const VITRINE: &str = env!("CARGO_BIN_EXE_vitrine");
 const QEMU: &str = "qemu-system-x86_64";
 const SHORT: u32 = 200_000;
-const LONG: u32 = 40_200_000;
+const LONG: u32 = 400_200_000;
 
 /// One emulator: its name, program, and what it needs beyond the common options.
 struct Emulator {

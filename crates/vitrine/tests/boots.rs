@@ -10,6 +10,8 @@ use guests::{PATIENCE, find, image, initramfs, skipped};
 
 const VITRINE: &str = env!("CARGO_BIN_EXE_vitrine");
 const EXIT_DEVICE: &str = "isa-debug-exit,iobase=0xf4,iosize=0x4";
+/// What executes a guest: the translator, and the interpreter that it is held to.
+const TIERS: [&str; 2] = ["jit", "interp"];
 /// For guests of a few instructions.
 const SOON: Duration = Duration::from_secs(30);
 
@@ -38,7 +40,8 @@ fn assert_booted(ended: &Ended, append: &str) {
 fn the_seed_kernel_boots_and_powers_off() {
     let Some(kernel) = find::seed_kernel() else { return skipped("seed kernel", "no seed-bzImage at hand") };
     let append = "console=ttyS0 one=two  three";
-    if let Some(ended) = boot("seed kernel", &kernel, append, &["-m", "128M"]) {
+    for tier in TIERS {
+        let Some(ended) = boot("seed kernel", &kernel, append, &["-m", "128M", "-accel", tier]) else { return };
         assert_booted(&ended, append);
     }
 }
@@ -58,13 +61,14 @@ fn debians_kernels_boot_without_complaint() {
     if kernels.is_empty() {
         return skipped("Debian's kernels", "none in .cache (cargo run fetches one)");
     }
-    for kernel in kernels {
+    for (kernel, tier) in kernels.iter().flat_map(|kernel| TIERS.map(|tier| (kernel, tier))) {
         let append = "console=ttyS0 dmesg";
-        let Some(ended) = boot("Debian's kernels", &kernel, append, &["-m", "512M"]) else { return };
+        let options = ["-m", "512M", "-accel", tier];
+        let Some(ended) = boot("Debian's kernels", kernel, append, &options) else { return };
         assert_booted(&ended, append);
         for complaint in ["Oops", "BUG:", "WARNING: CPU", "unexpected trap", "Marking clocksource", "Call Trace"] {
             let line = ended.stdout.lines().find(|line| line.contains(complaint));
-            assert_eq!(line, None, "{} has no complaint", kernel.display());
+            assert_eq!(line, None, "{} has no complaint ({tier})", kernel.display());
         }
     }
 }

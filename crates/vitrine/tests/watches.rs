@@ -97,3 +97,18 @@ fn the_line_of_the_article_can_be_had() {
     };
     assert!(ended.stderr.lines().any(|line| same(&line)), "{ended:?}");
 }
+
+#[test]
+fn the_translator_shows_what_the_interpreter_shows() {
+    let Some(guest) = learn() else { return };
+    let watch = format!("rw:gpa:{:x}+8", guest.gpa);
+    let seen = ["interp", "jit"].map(|tier| {
+        let ended = boot(&["-watch", &watch, "-accel", tier])?;
+        let lines = Line::all(&ended.stderr).into_iter();
+        // Where the host has the memory is each process's own.
+        Some(lines.map(|line| (line.access, line.rip, line.gva, line.gpa, line.value)).collect::<Vec<_>>())
+    });
+    let [Some(interpreted), Some(translated)] = seen else { return };
+    assert!(interpreted.len() > 1, "{interpreted:x?}");
+    assert_eq!(interpreted, translated);
+}
