@@ -11,8 +11,8 @@ use x86::PAGE_SHIFT;
 
 /// Entries of a main table from its first fill on.
 const SMALLEST: usize = 2048;
-/// Entries up to which a main table grows.
-pub(super) const LARGEST: usize = 16384;
+/// Entries up to which a main table grows: pages of 512 MiB.
+pub(super) const LARGEST: usize = 1 << 17;
 /// Entries of a victim table.
 const VICTIMS: usize = 8;
 /// After how many flushes a table that was mostly empty at each of them is halved.
@@ -28,7 +28,7 @@ pub(super) struct Table {
     next_victim: usize,
     large: LargePages,
     /// Slots that were filled since the flush, unless they are more than a quarter.
-    touched: Vec<u16>,
+    touched: Vec<u32>,
     /// Slots in use.
     used: usize,
     /// How often since the flush (or growth) a page has pushed another one out.
@@ -125,7 +125,7 @@ impl Table {
     fn touch(&mut self, index: usize) {
         self.dirty = true;
         if self.touched.len() <= self.size() / 4 {
-            self.touched.push(index as u16);
+            self.touched.push(index as u32);
         }
     }
 
@@ -188,7 +188,7 @@ impl Table {
         }
         let used = self.entries.all().iter().enumerate().filter(|(_, entry)| !entry.is_empty());
         self.touched.clear();
-        self.touched.extend(used.map(|(index, _)| index as u16).take(self.full.len() / 4 + 1));
+        self.touched.extend(used.map(|(index, _)| index as u32).take(self.full.len() / 4 + 1));
         (self.conflicts, self.peak, self.flushes) = (0, 0, 0);
     }
 
@@ -204,7 +204,7 @@ impl Table {
             entries.fill(Entry::EMPTY);
         } else {
             for index in &self.touched {
-                if let Some(entry) = entries.get_mut(usize::from(*index)) {
+                if let Some(entry) = entries.get_mut(*index as usize) {
                     entry.invalidate();
                 }
             }
