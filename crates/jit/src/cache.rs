@@ -174,7 +174,9 @@ impl Cache {
         let region = Region::build(bytes, offset, model, mode, known)?;
         let translated = self.translator.translate(&region, origin, &self.thunks, &mut self.sites);
         let Made { code, doors, listing } = translated.inspect_err(|_| self.stats.refused += 1).ok()?;
-        self.sites.name(&region);
+        if self.counting {
+            self.sites.name(&region);
+        }
         self.code.append(code)?;
         self.stats.time += start.elapsed();
         let (length, base) = (code.len(), self.code.start().addr() as u64);

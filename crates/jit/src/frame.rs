@@ -17,8 +17,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of stack below the frame.
 const STACK: usize = 64 << 10;
-/// Entries of the jump cache: a power of two.
-pub const JUMPS: usize = 1 << 15;
+/// Entries of the jump cache: a power of two. GCC's `cc1` alone goes to some 40,000 places.
+const JUMPS: usize = 1 << 17;
+/// What [`Frame::jump_mask`] holds to find them: the entry for an address is eight times its masked bits away.
+const JUMP_MASK: u64 = (JUMPS as u64 - 1) << 1;
 /// What [`Frame::poll`] holds to make the next poll fault: no canonical address.
 const KICKED: u64 = 1 << 63;
 
@@ -36,7 +38,8 @@ pub struct Frame {
     pub flags: u64,
     /// Polls load from this address. Written by other threads.
     pub poll: AtomicU64,
-    /// Selects the jump cache's entry by an address. Other threads set it to 0, so that every look-up misses.
+    /// Selects the jump cache's entry by an address, see [`TAGS`]. Other threads set it to 0, so that every look-up
+    /// misses.
     pub jump_mask: AtomicU64,
     /// The MMU's fetch stamp: what an address is combined with to make the tag of a jump cache entry.
     pub stamp: u64,
@@ -88,12 +91,12 @@ pub struct Frame {
     pub quiet: u32,
 }
 
-/// Distance of the jump cache's tags from the frame.
+/// Distance of the jump cache from the frame. An entry is a tag and a host address, so that one cache line has both.
 pub const TAGS: usize = 4096;
-/// Distance of the jump cache's host addresses from the frame.
-pub const HOSTS: usize = TAGS + JUMPS * 8;
+/// Distance of the first entry's host address.
+pub const HOSTS: usize = TAGS + 8;
 /// Distance of the sites' slots from the frame: four bytes each.
-pub const SLOTS: usize = HOSTS + JUMPS * 8;
+pub const SLOTS: usize = TAGS + JUMPS * 16;
 
 const _: () = assert!(size_of::<Frame>() <= TAGS);
 
@@ -135,49 +138,40 @@ impl FrameMemory {
         unsafe { self.start.as_ptr().add(STACK).cast() }
     }
 
-    /// Number `i` of the jump cache's tags (`HOSTS`: addresses).
+    /// The jump cache's entry for `address`: its tag, and behind that the host address.
     #[inline(always)]
-    fn jump(&self, table: usize, i: usize) -> *mut u64 {
-        // SAFETY: both tables lie in the mapping, and the index is cut to their length.
-        unsafe { self.frame().cast::<u8>().add(table + (i & (JUMPS - 1)) * 8).cast() }
-    }
-
-    /// Where in the jump cache `address` would be.
-    #[inline(always)]
-    fn index(address: u64) -> usize {
-        address as usize & (JUMPS - 1)
+    fn jump(&self, address: u64) -> *mut [u64; 2] {
+        // SAFETY: the table lies in the mapping, and the mask keeps the entry within it.
+        unsafe { self.frame().cast::<u8>().add(TAGS + 8 * (address & JUMP_MASK) as usize).cast() }
     }
 
     /// The host address of the code for `address` under `stamp`, if the jump cache knows.
     #[inline(always)]
     #[must_use]
     pub fn find(&self, address: u64, stamp: u64) -> Option<u64> {
-        let i = Self::index(address);
         // SAFETY: the entry is in the mapping; only this thread uses it.
-        let (tag, host) = unsafe { (*self.jump(TAGS, i), *self.jump(HOSTS, i)) };
-        (tag == address ^ stamp && i != 0).then_some(host)
+        let [tag, host] = unsafe { *self.jump(address) };
+        (tag == address ^ stamp && address & JUMP_MASK != 0).then_some(host)
     }
 
     /// Puts code into the jump cache. Nothing goes to entry 0: that is where all look-ups go that are to miss.
     pub fn insert(&self, address: u64, stamp: u64, host: u64) {
-        let i = Self::index(address);
-        if i != 0 {
+        if address & JUMP_MASK != 0 {
             // SAFETY: as above.
-            unsafe { (*self.jump(TAGS, i), *self.jump(HOSTS, i)) = (address ^ stamp, host) };
+            unsafe { *self.jump(address) = [address ^ stamp, host] };
         }
     }
 
     /// Takes the entry for `address` out of the jump cache.
     pub fn forget(&self, address: u64) {
         // SAFETY: as above.
-        unsafe { *self.jump(TAGS, Self::index(address)) = NO_TAG };
+        unsafe { (*self.jump(address))[0] = NO_TAG };
     }
 
     /// Empties the jump cache.
     pub fn forget_jumps(&self) {
-        for i in 0..JUMPS {
-            // SAFETY: as above.
-            unsafe { *self.jump(TAGS, i) = NO_TAG };
+        for i in 0..JUMPS as u64 {
+            self.forget(i << 1);
         }
     }
 
@@ -209,7 +203,7 @@ impl FrameMemory {
         // SAFETY: only the address is taken.
         let quiet = unsafe { &raw const (*frame).quiet };
         poll.store(quiet.addr() as u64, Ordering::SeqCst);
-        mask.store(JUMPS as u64 - 1, Ordering::SeqCst);
+        mask.store(JUMP_MASK, Ordering::SeqCst);
     }
 }
 
@@ -241,9 +235,10 @@ mod tests {
         frame.insert(0x1234, 7 << 40, 99);
         assert_eq!(frame.find(0x1234, 7 << 40), Some(99));
         assert_eq!(frame.find(0x1234, 8 << 40), None);
-        assert_eq!(frame.find(0x1234 + JUMPS as u64, 7 << 40), None);
-        frame.insert(JUMPS as u64, 0, 1);
-        assert_eq!(frame.find(JUMPS as u64, 0), None, "entry 0 stays empty");
+        assert_eq!(frame.find(0x1234 + 2 * JUMPS as u64, 7 << 40), None);
+        assert_eq!(frame.find(0x1235, 7 << 40), None, "neighbours share an entry");
+        frame.insert(2 * JUMPS as u64, 0, 1);
+        assert_eq!(frame.find(2 * JUMPS as u64, 0), None, "entry 0 stays empty");
         frame.forget_jumps();
         assert_eq!(frame.find(0x1234, 7 << 40), None);
     }

@@ -35,6 +35,8 @@ pub enum Part {
     Cluster,
     /// Where an instruction is left to the interpreter.
     Interpret,
+    /// Where a jump goes whose target is not in the jump cache.
+    Jump,
     /// Where a jump is left to be made straight.
     Direct,
     /// Where a jump arranges the flags for its target.
@@ -53,6 +55,7 @@ impl Part {
             Self::Door => ".door",
             Self::Miss => ".miss",
             Self::Interpret => ".interpret",
+            Self::Jump => ".jump",
             Self::Direct => ".direct",
             Self::Edge => ".edge",
             Self::Exit => ".exit",
@@ -68,6 +71,7 @@ impl Part {
             Self::Door => "entry from outside",
             Self::Miss => "access that misses",
             Self::Interpret => "left to the interpreter",
+            Self::Jump => "jump that is not in the jump cache",
             Self::Direct => "jump to be made straight",
             Self::Edge => "on the way here, the flags",
             Self::Exit => "out of the region",
@@ -194,7 +198,7 @@ struct Names {
 
 impl Names {
     fn new(marks: &[Mark], host: &Host<'_>) -> Self {
-        let Thunks { enter: _, interpret, direct, stale, fault, load_vector, load_x87, resume: _, access, group } =
+        let Thunks { enter: _, interpret, direct, jump, stale, fault, load_vector, load_x87, resume: _, access, group } =
             *host.thunks;
         let mut code: HashMap<u64, String> = HashMap::new();
         let mut name = |at: usize, name: String| code.insert(host.base.wrapping_add(at as u64), name);
@@ -204,6 +208,7 @@ impl Names {
         let shared = [
             (interpret, "interpret"),
             (direct, "direct"),
+            (jump, "jump"),
             (stale, "stale"),
             (fault, "fault"),
             (load_vector, "load_vector"),

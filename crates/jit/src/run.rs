@@ -1,7 +1,7 @@
 //! Running translated code: in, out, and what to do about why it was left.
 
 use crate::cache::{Cache, Key};
-use crate::classify::Mode;
+use crate::classify::{Mode, Units};
 use crate::frame::Frame;
 use crate::perf::Perf;
 use crate::sites::{Flags, Kind, Site};
@@ -11,7 +11,7 @@ use cpu::Cpu;
 use cpu::decode::MAX_INSTRUCTION;
 use cpu::exec::interrupt::TripleFault;
 use cpu::run::{Exit, Interpreter, Step, Tier};
-use cpu::state::{CodeSize, FS, GS, RIP};
+use cpu::state::{CodeSize, FS, GS, RIP, RSP};
 use host::alu::{join_flags, split_flags};
 use memory::mmu::FetchPage;
 use memory::{Gva, Hva};
@@ -52,6 +52,8 @@ enum Way {
     Inner(u32),
     /// Behind a site's instruction.
     Behind(u32),
+    /// Where translated code was left, with the registers of these units loaded.
+    Again(Units),
     /// Wherever RIP says.
     Find,
 }
@@ -131,8 +133,15 @@ impl Jit {
             1 => Reason::Access,
             2 => Reason::Direct,
             3 => Reason::Fault,
-            _ => Reason::Stale,
+            4 => Reason::Stale,
+            _ => Reason::Jump,
         }
+    }
+
+    /// Where to enter to go on at [`Frame::behind`].
+    fn resume(&self, units: Units) -> u64 {
+        let units = usize::from(units.x87) | usize::from(units.vector) << 1;
+        self.cache.host(self.cache.thunks.resume.get(units).copied().unwrap_or_default())
     }
 
     fn frame(&mut self) -> &mut Frame {
@@ -267,7 +276,8 @@ impl Tier for Jit {
         let mut patch = None;
         let mut way = Way::Find;
         loop {
-            if self.cache.frame.calm() && cpu.must_poll() {
+            // What is tried again is no place to stop at: the TLB has an entry for it, with the accessed bit set.
+            if !matches!(way, Way::Again(_)) && self.cache.frame.calm() && cpu.must_poll() {
                 return Ok(());
             }
             let target = match way {
@@ -285,11 +295,10 @@ impl Tier for Jit {
                         way = Way::Find;
                         continue;
                     };
-                    let units = usize::from(site.units.x87) | usize::from(site.units.vector) << 1;
                     self.frame().behind = self.cache.host(site.next as usize);
-                    let resume = self.cache.thunks.resume.get(units).copied().unwrap_or_default();
-                    self.cache.host(resume)
+                    self.resume(site.units)
                 }
+                Way::Again(units) => self.resume(units),
             };
             let reason = self.enter(cpu, stamp(cpu, mode), target);
             let number = match reason {
@@ -318,6 +327,17 @@ impl Tier for Jit {
                 way = Way::Find;
                 continue;
             }
+            if let Kind::Jump { pops } = site.kind {
+                let frame = self.frame();
+                let target = frame.address ^ frame.stamp;
+                self.cache.leave(&cpu.mmu, reason, number, &site.kind, Gva(target));
+                if x86::is_canonical(target, cpu.mmu.virtual_bits()) {
+                    cpu.regs[RSP] = cpu.regs[RSP].wrapping_add_signed(pops.into());
+                    cpu.regs[RIP] = target;
+                    way = Way::Find;
+                    continue;
+                }
+            }
             self.arrive(cpu, &site);
             if site.kind == Kind::Poll {
                 // The top of the loop looks at what is wanted.
@@ -326,6 +346,16 @@ impl Tier for Jit {
                 continue;
             }
             let address = self.frame().address;
+            // Addends that translated code still holds stay right: a fill drops no translation, it only pushes one out.
+            if let (Reason::Access, Kind::Access { size, write }) = (reason, site.kind)
+                && let Some(offset) = cpu.mmu.refill(cpu.origin(), Gva(address), size.into(), write)
+                && !cpu.mmu.code_modified()
+            {
+                self.cache.stats.refilled += 1;
+                self.cache.frame.remember(number, offset);
+                way = Way::Again(site.units);
+                continue;
+            }
             let slow = self.cache.leave(&cpu.mmu, reason, number, &site.kind, Gva(address));
             let faults = cpu.mmu.stats().faults;
             let step = match self.cache.sites.op(number, || cpu.decode_one()) {

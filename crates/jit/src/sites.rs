@@ -34,6 +34,11 @@ pub enum Kind {
         /// Whether it writes.
         write: bool,
     },
+    /// A jump by the jump cache.
+    Jump {
+        /// What it adds to RSP.
+        pops: i32,
+    },
     /// A jump within the page, made by the host jump whose displacement is at `patch` in the code buffer.
     Direct {
         /// Where in the page it goes.

@@ -145,6 +145,8 @@ pub struct Stats {
     pub interpreted: Counts,
     /// Jumps left to the interpreter because their target was not in the jump cache.
     pub jumps: Counts,
+    /// Accesses that needed nothing but an entry in the TLB.
+    pub refilled: u64,
     /// Accesses left to the interpreter, by [`Slow`].
     pub slow: [u64; Slow::NAMES.len()],
     /// Jumps to code that was not translated.
@@ -225,7 +227,7 @@ impl fmt::Display for Stats {
         let missed = self.jumps.total();
         match self.inline {
             Some(inline) => {
-                line("accesses checked", inline.accesses, &hits(self.accesses(), inline.accesses))?;
+                line("accesses checked", inline.accesses, &hits(self.refilled + self.accesses(), inline.accesses))?;
                 line("  looked up in the TLB's table", inline.looked_up, "the others by the site's memory")?;
                 line("jump cache look-ups", inline.jumps, &hits(missed, inline.jumps))?;
                 line("direct jumps between regions", inline.direct, &hits(self.exits, inline.direct))?;
@@ -236,6 +238,7 @@ impl fmt::Display for Stats {
         line("left: code was overwritten", self.stale, "")?;
         line("left: poll answered", self.polls, "")?;
         line("left: exception of the host", self.faults, "")?;
+        line("left: access tried again, now in the TLB", self.refilled, "")?;
         line("left: access", self.accesses(), "")?;
         for ((_, name), count) in Slow::NAMES.iter().zip(self.slow).filter(|(_, count)| *count != 0) {
             line(&format!("  {name}"), count, "")?;

@@ -19,7 +19,7 @@ use std::mem::offset_of;
 pub enum Reason {
     /// The site's instruction is to be interpreted.
     Interpret = 0,
-    /// The same; `Frame::address` is what it accesses.
+    /// The same, unless the access at `Frame::address` can be helped: then it is tried again at `Frame::behind`.
     Access = 1,
     /// The site jumps within its page to code that was not translated.
     Direct = 2,
@@ -27,6 +27,8 @@ pub enum Reason {
     Fault = 3,
     /// Code was entered that is no longer good.
     Stale = 4,
+    /// The site's jump is to be completed: `Frame::address` is its target's tag, which is not in the jump cache.
+    Jump = 5,
 }
 
 /// Where the shared code is: offsets in the code buffer.
@@ -38,6 +40,8 @@ pub struct Thunks {
     pub interpret: usize,
     /// Leave with [`Reason::Direct`]; `Frame::site` is set.
     pub direct: usize,
+    /// Leave with [`Reason::Jump`]; `Frame::site` is set, and the tag in T1.
+    pub jump: usize,
     /// Leave with [`Reason::Stale`].
     pub stale: usize,
     /// Where the signal handler goes on.
@@ -90,6 +94,9 @@ impl Thunks {
         };
         thunks.interpret = reason(&mut asm, Reason::Interpret);
         thunks.direct = reason(&mut asm, Reason::Direct);
+        thunks.jump = asm.here();
+        asm.store(field(offset_of!(Frame, address)), T1);
+        reason(&mut asm, Reason::Jump);
         thunks.stale = asm.here();
         asm.store(field(offset_of!(Frame, address)), T1);
         reason(&mut asm, Reason::Stale);
@@ -274,8 +281,10 @@ fn access(asm: &mut Asm, comparator: i32, missed: Option<usize>, counting: bool)
     asm.load(RCX, frame(offset_of!(Frame, saved)));
     match missed {
         Some(missed) => {
+            asm.store32(frame(offset_of!(Frame, site)), T1);
+            asm.load(T1, Mem::at(RSP, 0));
             asm.lea(RSP, Mem::at(RSP, 24));
-            asm.store32(field(offset_of!(Frame, site)), T1);
+            asm.store(field(offset_of!(Frame, behind)), T1);
             asm.jmp_to(missed);
         }
         None => {

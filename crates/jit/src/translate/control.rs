@@ -51,12 +51,8 @@ impl Job<'_> {
             if self.near(place) {
                 self.direct(last.offset, end);
             } else {
-                // Not the interpreter's: the last instruction is done.
-                let site = self.site(last.offset, end, Kind::Direct { target: end, patch: 0 });
-                let miss = self.asm.label();
-                self.cold.push(Cold::Direct { at: miss, site });
                 self.target(place)?;
-                self.look_up(miss, 0);
+                self.look_up(last.offset, end, 0);
             }
             return Ok(false);
         };
@@ -75,9 +71,8 @@ impl Job<'_> {
         match u16::try_from(target) {
             Ok(near) if self.near(target) => self.direct(offset, near),
             _ => {
-                let miss = self.miss(offset, following);
                 self.target(target)?;
-                self.look_up(miss, 0);
+                self.look_up(offset, following, 0);
             }
         }
         Ok(())
@@ -115,8 +110,17 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// To the address in T1, if the jump cache knows it; `pops` is added to the guest's RSP on the way.
-    fn look_up(&mut self, miss: Label, pops: i32) {
+    /// To the address in T1, if the jump cache knows it; `pops` is added to the guest's RSP on the way. If not, the
+    /// jump at `offset`, of which nothing else is left to do, is completed outside.
+    fn look_up(&mut self, offset: u16, following: u16, pops: i32) {
+        let at = self.asm.label();
+        let site = self.site(offset, following, Kind::Jump { pops });
+        self.cold.push(Cold::Jump { at, site });
+        self.look_up_or(at, pops);
+    }
+
+    /// To the address in T1, if the jump cache knows it, or else to `miss`.
+    fn look_up_or(&mut self, miss: Label, pops: i32) {
         let entry = |table: usize| Mem::at(RSP, table as i32).index(T0, 3);
         self.count(offset_of!(Inline, jumps));
         self.asm.mov32(T0, T1);
@@ -225,9 +229,8 @@ impl Job<'_> {
                 self.direct(insn.offset, near);
             }
             _ => {
-                let miss = self.miss(insn.offset, insn.end());
                 self.target(target)?;
-                self.look_up(miss, -8);
+                self.look_up(insn.offset, insn.end(), -8);
             }
         }
         Ok(())
@@ -249,7 +252,7 @@ impl Job<'_> {
             self.read(T1, insn.i.op0_register());
         }
         let miss = self.miss(insn.offset, insn.end());
-        self.look_up(miss, -8);
+        self.look_up_or(miss, -8);
         Ok(())
     }
 
@@ -261,8 +264,7 @@ impl Job<'_> {
         } else {
             self.read(T1, insn.i.op0_register());
         }
-        let miss = self.miss(insn.offset, insn.end());
-        self.look_up(miss, 0);
+        self.look_up(insn.offset, insn.end(), 0);
         Ok(())
     }
 
@@ -270,9 +272,8 @@ impl Job<'_> {
         self.keep_flags();
         let slot = self.access(insn, &Address::off(RSP, 0), 8, false)?;
         self.asm.load(T1, slot);
-        let miss = self.miss(insn.offset, insn.end());
         let dropped = if insn.i.op_count() > 0 { i32::from(insn.i.immediate16()) } else { 0 };
-        self.look_up(miss, 8 + dropped);
+        self.look_up(insn.offset, insn.end(), 8 + dropped);
         Ok(())
     }
 

@@ -77,6 +77,8 @@ enum Cold {
     Cluster { block: usize, slow: Slow, join: Label, state: State },
     /// An instruction that is left to the interpreter.
     Interpret { at: Label, site: u32 },
+    /// A jump whose target is not in the jump cache.
+    Jump { at: Label, site: u32 },
     /// A jump to code that was not translated.
     Direct { at: Label, site: u32 },
     /// A jump that must put the flags where its target expects them.
@@ -473,6 +475,7 @@ impl Job<'_> {
             Cold::Access { site, .. } => (Part::Miss, at(site)),
             Cold::Cluster { block: n, .. } => (Part::Cluster, block(n)),
             Cold::Interpret { site, .. } => (Part::Interpret, at(site)),
+            Cold::Jump { site, .. } => (Part::Jump, at(site)),
             Cold::Direct { site, .. } => (Part::Direct, at(site)),
             Cold::Edge { to, .. } => (Part::Edge, block(to)),
             Cold::Exit { offset, .. } => (Part::Exit, offset),
@@ -501,6 +504,11 @@ impl Job<'_> {
                     self.asm.bind(at);
                     self.asm.store_imm32(field(offset_of!(Frame, site)), site);
                     self.asm.jmp_to(self.thunks.interpret);
+                }
+                Cold::Jump { at, site } => {
+                    self.asm.bind(at);
+                    self.asm.store_imm32(field(offset_of!(Frame, site)), site);
+                    self.asm.jmp_to(self.thunks.jump);
                 }
                 Cold::Direct { at, site } => {
                     self.asm.bind(at);

@@ -94,6 +94,19 @@ impl Tables for MapTables<'_> {
 }
 
 impl Mmu {
+    /// Makes the TLB entry by which a plain read of (or write to) `size` (1 to 4096) bytes at `gva` in the current space
+    /// is done, walking if need be: where it is in the current table, in bytes. `None`: the access takes the slow path,
+    /// which begins anew. Nothing is done for one that may be reported to an observer.
+    #[must_use]
+    pub fn refill(&mut self, origin: Origin, gva: Gva, size: u64, write: bool) -> Option<u32> {
+        if self.observer.is_some() || gva.offset() + size > PAGE_SIZE {
+            return None;
+        }
+        let want = if write { Want::Write } else { Want::Read };
+        self.lookup(origin, self.space, gva, want).ok()?;
+        self.site(gva, size, write)
+    }
+
     /// Finds or makes the TLB entry for an access to the page of `gva`.
     pub(super) fn lookup(&mut self, origin: Origin, space: Space, gva: Gva, want: Want) -> Result<Hit, MemoryFault> {
         let gva = self.paging.linear(gva);
