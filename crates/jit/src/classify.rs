@@ -305,6 +305,11 @@ fn is_integer(mnemonic: Mnemonic) -> bool {
 
 /// Instructions on vector and x87 registers.
 fn host_unit(i: &Instruction, mode: Mode) -> (Class, Units) {
+    // They have no operand to be replaced, and every function that uses AVX ends with one of them. (64-bit code sees all
+    // sixteen registers, as the host does.)
+    if matches!(i.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) && mode.avx {
+        return (Class::Plain, Units { vector: true, x87: false });
+    }
     if !host::native::is_allowed(i) {
         return (Class::Interpret, Units::default());
     }
