@@ -68,6 +68,23 @@ pub struct Units {
     pub x87: bool,
 }
 
+impl Units {
+    /// Neither.
+    pub const NONE: Self = Self { vector: false, x87: false };
+
+    /// These and `other`.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self { vector: self.vector | other.vector, x87: self.x87 | other.x87 }
+    }
+
+    /// These, but not `other`.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self { vector: self.vector & !other.vector, x87: self.x87 & !other.x87 }
+    }
+}
+
 /// What of the processor's mode decides how code is translated. Part of a translation's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mode {
