@@ -7,9 +7,10 @@
 use crate::asm::Asm;
 use crate::classify::Mode;
 use crate::frame::{Frame, FrameMemory};
+use crate::graph::{Graph, Node, Places, Way};
 use crate::log::{self, Host};
 use crate::perf::Perf;
-use crate::region::Region;
+use crate::region::{Explorer, Region, Source};
 use crate::sites::{Kind, Sites};
 use crate::stats::{self, Inline, Slow, Stats};
 use crate::thunks::{Reason, Thunks};
@@ -39,6 +40,23 @@ impl Key {
     }
 }
 
+/// Code to be translated.
+#[derive(Clone, Copy, Debug)]
+pub struct Code<'a> {
+    /// Host address of its page.
+    pub page: Hva,
+    /// And of the next one.
+    pub second: Option<Hva>,
+    /// The page. They may go on into the next one.
+    pub bytes: &'a [u8],
+    /// Where it begins.
+    pub gva: Gva,
+    /// What instructions there are.
+    pub model: &'a Model,
+    /// What it is translated for.
+    pub mode: Mode,
+}
+
 /// A vCPU's translated code.
 #[derive(Debug)]
 pub struct Cache {
@@ -54,6 +72,7 @@ pub struct Cache {
     pub stats: Stats,
     doors: HashMap<Key, Door>,
     pages: HashMap<Hva, Page>,
+    explorer: Explorer,
     translator: Translator,
     /// Whether translated code counts, see `stats`.
     counting: bool,
@@ -61,27 +80,42 @@ pub struct Cache {
     perf: Option<Arc<Perf>>,
 }
 
+/// Code in which each access is checked: where groups of them are not in one page.
+#[derive(Clone, Copy, Debug)]
+pub struct Careful {
+    /// For who has the flags in the frame: offset in the code buffer.
+    pub inner: u32,
+    /// For who jumps there from translated code.
+    pub way: Option<Way>,
+}
+
 /// What was translated from a page.
 #[derive(Debug)]
 struct Page {
     /// The doors.
     keys: Vec<Key>,
-    /// At which places instructions were translated: a bit each.
-    starts: Box<[u64; 64]>,
+    /// For each mode its blocks.
+    graphs: Vec<(Mode, Graph)>,
+    /// Careful code by where it begins.
+    careful: HashMap<Key, Careful>,
+    /// At which places instructions were translated.
+    starts: Places,
 }
 
 impl Default for Page {
     fn default() -> Self {
-        Self { keys: Vec::new(), starts: Box::new([0; 64]) }
+        let (keys, graphs, careful) = (Vec::new(), Vec::new(), HashMap::new());
+        Self { keys, graphs, careful, starts: Places::NONE }
     }
 }
 
 impl Page {
-    /// Notes that the instruction at `offset` was translated; whether it is the first time.
-    fn note(&mut self, offset: u16) -> bool {
-        let bit = 1 << (offset & 63);
-        let word = self.starts.get_mut(usize::from(offset >> 6));
-        word.is_some_and(|word| std::mem::replace(word, *word | bit) & bit == 0)
+    fn graph(&mut self, mode: Mode) -> &mut Graph {
+        let n = self.graphs.iter().position(|(of, _)| *of == mode).unwrap_or_else(|| {
+            self.graphs.push((mode, Graph::default()));
+            self.graphs.len() - 1
+        });
+        &mut self.graphs[n].1
     }
 }
 
@@ -103,6 +137,7 @@ impl Cache {
             stats: Stats::default(),
             doors: HashMap::new(),
             pages: HashMap::new(),
+            explorer: Explorer::default(),
             translator: Translator::new(counting, log::enabled()),
             counting,
             perf: None,
@@ -153,27 +188,85 @@ impl Cache {
         self.doors.get(&key).copied()
     }
 
-    /// Translates the code at `gva`, in the page of `bytes`, whose host address is `page`; they may go on into the next
-    /// page, which is then `second`. `known` tells which other places in the page have run. `None`: it cannot be.
-    pub fn translate(
-        &mut self,
-        (page, second): (Hva, Option<Hva>),
-        bytes: &[u8],
-        gva: Gva,
-        model: &Model,
-        mode: Mode,
-        known: impl Fn(u16) -> bool,
-    ) -> Option<(Region, Door)> {
+    /// Translates `code`, and gives the door to it. `known` tells which other places in the page have run. `None`: it
+    /// cannot be.
+    pub fn translate(&mut self, code: &Code<'_>, known: impl Fn(u16) -> bool) -> Option<(Region, Door)> {
+        self.make_room();
+        let Code { page, second, gva, mode, .. } = *code;
+        let (region, doors, nodes) = self.make(code, false, known)?;
+        let mut own = None;
+        for mut door in doors {
+            door.second = second.filter(|_| region.crosses());
+            let key = Key::new(Hva(page.0 | u64::from(door.offset)), mode);
+            let entry = u64::from(door.offset) == gva.offset();
+            if entry {
+                own = Some(door);
+            }
+            // What is there already stays: it may be running, and others may jump to it.
+            if entry || !self.doors.contains_key(&key) {
+                if let Some(old) = self.doors.insert(key, door) {
+                    self.turn_away(old);
+                }
+                for page in [Some(page), door.second].into_iter().flatten() {
+                    self.pages.entry(page).or_default().keys.push(key);
+                }
+            }
+        }
+        let graph = self.pages.entry(page).or_default().graph(mode);
+        for node in nodes {
+            graph.insert(node);
+        }
+        if let Some(own) = own {
+            graph.set_door(own.offset, own.inner);
+        }
+        Some((region, own?))
+    }
+
+    /// The code for `code` in which each access is checked, up to where blocks begin that were translated.
+    pub fn careful(&mut self, code: &Code<'_>, known: impl Fn(u16) -> bool) -> Option<Careful> {
+        let key = Key::new(Hva(code.page.0 | code.gva.offset()), code.mode);
+        if let Some(made) = self.pages.get(&code.page).and_then(|page| page.careful.get(&key)) {
+            return Some(*made);
+        }
+        self.make_room();
+        let (region, doors, nodes) = self.make(code, true, known)?;
+        let own = doors.iter().find(|door| u64::from(door.offset) == code.gva.offset())?;
+        let node = nodes.iter().find(|node| node.offset == own.offset);
+        let made = Careful { inner: own.inner, way: node.and_then(|node| node.way).filter(|_| !region.crosses()) };
+        self.pages.entry(code.page).or_default().careful.insert(key, made);
+        Some(made)
+    }
+
+    fn make_room(&mut self) {
         if self.code.used() + MARGIN > self.code.capacity() || self.sites.len() + MARGIN / CODE_PER_SITE > self.slots()
         {
             self.clear();
         }
+    }
+
+    fn make(
+        &mut self,
+        code: &Code<'_>,
+        careful: bool,
+        known: impl Fn(u16) -> bool,
+    ) -> Option<(Region, Vec<Door>, Vec<Node>)> {
         let start = Instant::now();
+        let Code { page, bytes, gva, model, mode, .. } = *code;
         let offset = u16::try_from(gva.offset()).ok()?;
         let origin = self.code.used();
-        let region = Region::build(bytes, offset, model, mode, known)?;
-        let translated = self.translator.translate(&region, origin, &self.thunks, &mut self.sites);
-        let Made { code, doors, listing } = translated.inspect_err(|_| self.stats.refused += 1).ok()?;
+        let Self { translator, explorer, thunks, sites, pages, .. } = self;
+        let graph = pages.entry(page).or_default().graph(mode);
+        // Code that was translated as part of other code may only lack a door.
+        let way = graph.way(offset).copied().filter(|_| !careful);
+        let region = match way {
+            Some(_) => Region::default(),
+            None => explorer.region(&Source { bytes, model, mode, graph }, offset, known)?,
+        };
+        let made = match &way {
+            Some(way) => translator.door((offset, way), origin, thunks, sites),
+            None => translator.translate(&region, careful, origin, thunks, sites),
+        };
+        let Made { code, doors, nodes, listing } = made.inspect_err(|_| self.stats.refused += 1).ok()?;
         if self.counting {
             self.sites.name(&region);
         }
@@ -185,32 +278,15 @@ impl Cache {
         }
         let host = Host { code, origin, base, thunks: &self.thunks };
         log::region(&region, gva.page().0, listing, &host);
-        let mut own = None;
-        for mut door in doors {
-            door.second = second.filter(|_| region.crosses());
-            let key = Key::new(Hva(page.0 | u64::from(door.offset)), mode);
-            if door.offset == offset {
-                own = Some(door);
-            }
-            // What is there already stays: it may be running, and others may jump to it.
-            if door.offset == offset || !self.doors.contains_key(&key) {
-                if let Some(old) = self.doors.insert(key, door) {
-                    self.turn_away(old);
-                }
-                for page in [Some(page), door.second].into_iter().flatten() {
-                    self.pages.entry(page).or_default().keys.push(key);
-                }
-            }
-        }
-        let known = self.pages.entry(page).or_default();
-        for insn in region.blocks.iter().flat_map(|block| &block.insns) {
+        let starts = &mut self.pages.entry(page).or_default().starts;
+        for insn in region.all() {
             self.stats.instructions += 1;
             self.stats.guest_bytes += insn.i.len() as u64;
-            self.stats.distinct += u64::from(known.note(insn.offset));
+            self.stats.distinct += u64::from(starts.insert(insn.offset));
         }
         self.stats.regions += 1;
         self.stats.bytes += length as u64;
-        Some((region, own?))
+        Some((region, doors, nodes))
     }
 
     fn slots(&self) -> usize {

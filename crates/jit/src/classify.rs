@@ -68,6 +68,23 @@ pub struct Units {
     pub x87: bool,
 }
 
+impl Units {
+    /// Neither.
+    pub const NONE: Self = Self { vector: false, x87: false };
+
+    /// These and `other`.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self { vector: self.vector | other.vector, x87: self.x87 | other.x87 }
+    }
+
+    /// These, but not `other`.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self { vector: self.vector & !other.vector, x87: self.x87 & !other.x87 }
+    }
+}
+
 /// What of the processor's mode decides how code is translated. Part of a translation's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mode {
@@ -305,6 +322,11 @@ fn is_integer(mnemonic: Mnemonic) -> bool {
 
 /// Instructions on vector and x87 registers.
 fn host_unit(i: &Instruction, mode: Mode) -> (Class, Units) {
+    // They have no operand to be replaced, and every function that uses AVX ends with one of them. (64-bit code sees all
+    // sixteen registers, as the host does.)
+    if matches!(i.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) && mode.avx {
+        return (Class::Plain, Units { vector: true, x87: false });
+    }
     if !host::native::is_allowed(i) {
         return (Class::Interpret, Units::default());
     }

@@ -31,8 +31,6 @@ pub enum Part {
     Door,
     /// Where the check of an access goes that misses.
     Miss,
-    /// Where a block's accesses are checked one by one.
-    Cluster,
     /// Where an instruction is left to the interpreter.
     Interpret,
     /// Where a jump goes whose target is not in the jump cache.
@@ -51,7 +49,6 @@ impl Part {
         match self {
             Self::Insn => "",
             Self::Alone => ".alone",
-            Self::Cluster => ".cluster",
             Self::Door => ".door",
             Self::Miss => ".miss",
             Self::Interpret => ".interpret",
@@ -67,7 +64,6 @@ impl Part {
         match self {
             Self::Insn => "",
             Self::Alone => "access with its own check",
-            Self::Cluster => "accesses one by one",
             Self::Door => "entry from outside",
             Self::Miss => "access that misses",
             Self::Interpret => "left to the interpreter",
@@ -142,7 +138,7 @@ pub fn region(region: &Region, page: u64, listing: &Listing, host: &Host<'_>) {
 fn lines(region: &Region, page: u64, marks: &[Mark], host: &Host<'_>) -> Vec<String> {
     let start = host.base.wrapping_add(host.origin as u64);
     let guest = |offset: u16| page.wrapping_add(offset.into());
-    let insns = || region.blocks.iter().flat_map(|block| &block.insns);
+    let insns = || region.all().iter();
     let bytes: usize = insns().map(|insn| insn.i.len()).sum();
     let mut lines = vec![format!(
         "region of {} instructions, {bytes} bytes: {} bytes of host code at {start:x}",
@@ -157,7 +153,7 @@ fn lines(region: &Region, page: u64, marks: &[Mark], host: &Host<'_>) -> Vec<Str
         match insns().find(|insn| insn.offset == mark.offset) {
             Some(insn) if matches!(mark.part, Part::Insn | Part::Alone) => {
                 plain.format(&moved(&insn.i, page), &mut heading);
-                let block = region.blocks.iter().find(|block| block.offset() == mark.offset);
+                let block = region.blocks.iter().find(|block| block.offset == mark.offset);
                 if let Some(block) = block.filter(|_| mark.part == Part::Insn) {
                     let root = if block.root { ", entered from outside" } else { "" };
                     lines.push(format!("{:016x}:          block{root}; flags: {:?}", guest(mark.offset), block.entry));
@@ -198,8 +194,20 @@ struct Names {
 
 impl Names {
     fn new(marks: &[Mark], host: &Host<'_>) -> Self {
-        let Thunks { enter: _, interpret, direct, jump, stale, fault, load_vector, load_x87, resume: _, access, group } =
-            *host.thunks;
+        let Thunks {
+            enter: _,
+            interpret,
+            direct,
+            jump,
+            stale,
+            fault,
+            load_vector,
+            load_x87,
+            resume: _,
+            access,
+            group,
+            missed,
+        } = *host.thunks;
         let mut code: HashMap<u64, String> = HashMap::new();
         let mut name = |at: usize, name: String| code.insert(host.base.wrapping_add(at as u64), name);
         for mark in marks {
@@ -210,6 +218,7 @@ impl Names {
             (direct, "direct"),
             (jump, "jump"),
             (stale, "stale"),
+            (missed, "missed"),
             (fault, "fault"),
             (load_vector, "load_vector"),
             (load_x87, "load_x87"),

@@ -1,18 +1,21 @@
-//! What is translated together: the code in one page that can be reached from an entry by jumps within the page.
+//! What is translated together: the code in one page that can be reached from an entry by jumps within the page, as far
+//! as it was not translated before.
 //!
-//! Instructions are decoded once, cut into basic blocks, and the blocks joined to a graph. A pass against the flow
-//! tells for each point what becomes of the status flags (see `flags`).
+//! Instructions are decoded once, cut into basic blocks, and the blocks joined to a graph (`explore`). A pass against the
+//! flow tells for each point what becomes of the status flags (see `flags`).
+
+mod explore;
+
+pub use explore::{Explorer, Source};
 
 use crate::classify::{Class, Mode, Units, classify};
 use crate::flags::{Effect, Recipe};
+use crate::graph::Way;
 use crate::translate::fits;
 use cpu::cpuid::Model;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, OpKind};
-use std::collections::BTreeMap;
+use std::ops::Range;
 use x86::PAGE_SIZE;
-
-/// The most instructions in a region.
-const MAX_INSTRUCTIONS: usize = 400;
 
 /// What is known of the status flags' future at a point.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -75,6 +78,13 @@ impl Insn {
         self.offset + self.i.len() as u16
     }
 
+    /// Where in the page it jumps.
+    #[must_use]
+    pub fn target(&self) -> Option<u16> {
+        let jumps = matches!(self.class, Class::Jcc | Class::Jmp | Class::Loop);
+        u16::try_from(self.i.near_branch_target()).ok().filter(|at| jumps && u64::from(*at) < PAGE_SIZE)
+    }
+
     /// Whether the host's flags are lost on the way to it.
     #[must_use]
     pub fn clobbers(&self) -> bool {
@@ -110,9 +120,10 @@ impl Insn {
 
 /// Where the flags are when a block is entered from within the region. (Who comes from elsewhere has them in the
 /// frame.)
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Entry {
     /// Nobody asks.
+    #[default]
     Dead,
     /// In RFLAGS.
     Rflags,
@@ -124,52 +135,41 @@ pub enum Entry {
     Inherited,
 }
 
+/// Where a way out of a block leads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Goal {
+    /// Out of the region.
+    #[default]
+    Outside,
+    /// To a block of the region, by its number.
+    Block(usize),
+    /// To a block that was translated before.
+    Known(Way),
+}
+
 /// A basic block.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Block {
-    /// Its instructions.
-    pub insns: Vec<Insn>,
+    /// Its instructions, among those of the region.
+    pub insns: Range<usize>,
+    /// Where in the page it starts.
+    pub offset: u16,
     /// Entered from elsewhere.
     pub root: bool,
-    /// The block at which it goes on when it does not jump, if that is in the region.
-    pub next: Option<usize>,
-    /// The block to which its last instruction jumps, if that is in the region.
-    pub target: Option<usize>,
+    /// Where it goes on when it does not jump.
+    pub next: Goal,
+    /// Where its last instruction jumps.
+    pub target: Goal,
     /// Convention of its entry.
     pub entry: Entry,
 }
 
-impl Block {
-    /// Where it starts.
-    #[must_use]
-    pub fn offset(&self) -> u16 {
-        self.insns.first().map_or(0, |insn| insn.offset)
-    }
-
-    /// The last instruction.
-    #[must_use]
-    pub fn last(&self) -> Option<&Insn> {
-        self.insns.last()
-    }
-
-    /// Whether its last instruction jumps backwards within the page: the place to poll at.
-    #[must_use]
-    pub fn loops(&self) -> bool {
-        self.last().is_some_and(|insn| {
-            matches!(insn.class, Class::Jcc | Class::Jmp | Class::Call | Class::Loop)
-                && insn.i.near_branch_target().cast_signed() <= i64::from(insn.offset)
-        })
-    }
-
-    fn before(&self) -> Future {
-        self.insns.first().map(|insn| insn.before).unwrap_or_default()
-    }
-}
-
-/// Decoded code with its graph, blocks in the order of their addresses.
-#[derive(Clone, Debug)]
+/// Decoded code with its graph.
+#[derive(Clone, Debug, Default)]
 pub struct Region {
-    /// The blocks.
+    /// The instructions, block by block.
+    insns: Vec<Insn>,
+    /// The blocks in the order of their addresses.
     pub blocks: Vec<Block>,
     /// Whether any instruction uses vector or x87 registers.
     pub units: Units,
@@ -178,107 +178,44 @@ pub struct Region {
 }
 
 impl Region {
-    /// The region around `entry` in a page's `bytes`. `known` says which other places in the page are worth having:
-    /// code that has run. If the bytes go on into the next page, it may be one instruction that does so too.
+    /// The instructions of `block`.
     #[must_use]
-    pub fn build(bytes: &[u8], entry: u16, model: &Model, mode: Mode, known: impl Fn(u16) -> bool) -> Option<Self> {
-        let mut insns: BTreeMap<u16, Insn> = BTreeMap::new();
-        let mut leaders: BTreeMap<u16, bool> = BTreeMap::from([(entry, true)]);
-        let mut work = vec![entry];
-        let page = bytes.get(..PAGE_SIZE as usize)?;
-        let mut decoder = Reader::new(page, model, mode);
-        if decoder.read(entry).is_none() && bytes.len() > page.len() {
-            decoder = Reader::new(bytes, model, mode);
-        }
-        let mut cut = None;
-        while let Some(start) = work.pop() {
-            let mut at = start;
-            loop {
-                // Running into code that is there already makes a block begin there.
-                if insns.contains_key(&at) {
-                    leaders.entry(at).or_insert(false);
-                    break;
-                }
-                if insns.len() == MAX_INSTRUCTIONS {
-                    break;
-                }
-                let Some(insn) = decoder.read(at) else {
-                    cut = Some(at);
-                    break;
-                };
-                let (end, class) = (insn.end(), insn.class);
-                let target = match class {
-                    Class::Jcc | Class::Jmp | Class::Loop => u16::try_from(insn.i.near_branch_target()).ok(),
-                    _ => None,
-                };
-                insns.insert(at, insn);
-                for place in target.into_iter().filter(|place| u64::from(*place) < PAGE_SIZE) {
-                    if !leaders.contains_key(&place) && (known(place) || insns.contains_key(&place)) {
-                        leaders.insert(place, false);
-                        work.push(place);
-                    }
-                }
-                let more = u64::from(end) < PAGE_SIZE;
-                match class {
-                    Class::Jcc | Class::Loop if more && known(end) => {
-                        leaders.entry(end).or_insert(false);
-                    }
-                    Class::Jcc | Class::Loop => break,
-                    // Where a call returns to, or an interpreted instruction goes on, is entered from outside.
-                    Class::Call | Class::CallIndirect | Class::Interpret if more && known(end) => {
-                        leaders.insert(end, true);
-                        work.push(end);
-                        break;
-                    }
-                    class if class.ends() => break,
-                    _ if more => {}
-                    _ => break,
-                }
-                at = end;
-            }
-        }
-        let mut region = Self::divide(insns, &leaders, cut)?;
-        region.solve();
-        Some(region)
+    pub fn insns(&self, block: &Block) -> &[Insn] {
+        self.insns.get(block.insns.clone()).unwrap_or_default()
     }
 
-    fn divide(insns: BTreeMap<u16, Insn>, leaders: &BTreeMap<u16, bool>, cut: Option<u16>) -> Option<Self> {
-        let mut units = Units::default();
-        let mut blocks = Vec::new();
-        for (start, root) in leaders.iter().filter(|(start, _)| insns.contains_key(start)) {
-            let mut list = Vec::new();
-            let mut at = *start;
-            while let Some(insn) = insns.get(&at) {
-                if at != *start && leaders.contains_key(&at) {
-                    break;
-                }
-                units.vector |= insn.units.vector && insn.class == Class::Plain;
-                units.x87 |= insn.units.x87 && insn.class == Class::Plain;
-                at = insn.end();
-                let stop = insn.class.ends() || matches!(insn.class, Class::Jcc | Class::Loop);
-                list.push(insn.clone());
-                if stop {
-                    break;
-                }
-            }
-            blocks.push(Block { insns: list, root: *root, next: None, target: None, entry: Entry::Frame });
-        }
-        let starts: BTreeMap<u16, usize> = blocks.iter().enumerate().map(|(n, block)| (block.offset(), n)).collect();
-        for block in &mut blocks {
-            let last = block.insns.last()?;
-            let branches = matches!(last.class, Class::Jcc | Class::Jmp | Class::Loop);
-            let target = u16::try_from(last.i.near_branch_target()).ok().filter(|_| branches);
-            block.target = target.and_then(|target| starts.get(&target).copied());
-            block.next = if last.class.ends() { None } else { starts.get(&last.end()).copied() };
-        }
-        (!blocks.is_empty()).then_some(Self { blocks, units, cut })
+    /// The last instruction of `block`.
+    #[must_use]
+    pub fn last(&self, block: &Block) -> Option<&Insn> {
+        self.insns(block).last()
+    }
+
+    /// Whether the last instruction of `block` jumps backwards within the page: the place to poll at.
+    #[must_use]
+    pub fn loops(&self, block: &Block) -> bool {
+        self.last(block).is_some_and(|insn| {
+            matches!(insn.class, Class::Jcc | Class::Jmp | Class::Call | Class::Loop)
+                && insn.i.near_branch_target().cast_signed() <= i64::from(insn.offset)
+        })
+    }
+
+    /// What becomes of the flags at the beginning of block `n`.
+    #[must_use]
+    pub fn before(&self, n: usize) -> Future {
+        let block = self.blocks.get(n);
+        block.and_then(|block| self.insns(block).first()).map(|insn| insn.before).unwrap_or_default()
+    }
+
+    /// All instructions.
+    #[must_use]
+    pub fn all(&self) -> &[Insn] {
+        &self.insns
     }
 
     /// Whether it is one instruction that goes on in the next page.
     #[must_use]
     pub fn crosses(&self) -> bool {
-        let last = self.blocks.last().and_then(Block::last);
-        last.is_some_and(|insn| u64::from(insn.end()) > PAGE_SIZE)
+        self.insns.first().is_some_and(|insn| u64::from(insn.end()) > PAGE_SIZE)
     }
 
     /// Finds what becomes of the flags, and from that the convention of each block's entry.
@@ -286,34 +223,40 @@ impl Region {
         let mut ways = vec![0; self.blocks.len()];
         let mut from = vec![usize::MAX; self.blocks.len()];
         for (n, block) in self.blocks.iter().enumerate() {
-            for to in block.next.into_iter().chain(block.target) {
-                ways[to] += 1;
-                from[to] = n;
+            for goal in [block.next, block.target] {
+                if let Goal::Block(to) = goal {
+                    ways[to] += 1;
+                    from[to] = n;
+                }
             }
         }
         let inherits: Vec<bool> =
             (0..self.blocks.len()).map(|n| !self.blocks[n].root && ways[n] == 1 && from[n] < n).collect();
-        loop {
-            let mut stable = true;
+        // What the last pass found behind each block.
+        let mut behind: Vec<Option<Future>> = vec![None; self.blocks.len()];
+        let mut stable = false;
+        while !stable {
+            stable = true;
             for n in (0..self.blocks.len()).rev() {
                 let mut future = self.behind(n, &inherits);
-                let loops = self.blocks[n].loops();
-                let count = self.blocks[n].insns.len();
-                for (k, insn) in self.blocks[n].insns.iter_mut().enumerate().rev() {
+                if behind[n].replace(future) == Some(future) {
+                    continue;
+                }
+                stable = false;
+                let loops = self.loops(&self.blocks[n]);
+                let range = self.blocks[n].insns.clone();
+                let count = range.len();
+                for (k, insn) in self.insns[range].iter_mut().enumerate().rev() {
                     let mut before = insn.transfer(future);
                     // The poll comes before the last instruction.
                     before.seen |= loops && k + 1 == count;
-                    stable &= insn.before == before && insn.after == future;
                     (insn.before, insn.after) = (before, future);
                     future = before;
                 }
             }
-            if stable {
-                break;
-            }
         }
         for (n, inherits) in inherits.iter().enumerate() {
-            let before = self.blocks[n].before();
+            let before = self.before(n);
             self.blocks[n].entry = if *inherits {
                 Entry::Inherited
             } else if !before.needed && !before.seen {
@@ -331,19 +274,14 @@ impl Region {
     /// The flags' future behind block `n`.
     fn behind(&self, n: usize, inherits: &[bool]) -> Future {
         let block = &self.blocks[n];
-        let Some(last) = block.last() else { return Future::KEPT };
-        let to = |place: Option<usize>| match place {
-            None => Future::KEPT,
-            Some(to) => {
-                let before = self.blocks[to].before();
-                if inherits[to] {
-                    before
-                } else {
-                    // At a join flags that are read are where the convention says, whatever made them.
-                    let needed = before.needed;
-                    Future { changed: if needed { 0 } else { before.changed }, ..before }
-                }
-            }
+        let Some(last) = self.last(block) else { return Future::KEPT };
+        // At a join flags that are read are where the convention says, whatever made them.
+        let join = |before: Future| Future { changed: if before.needed { 0 } else { before.changed }, ..before };
+        let to = |goal: Goal| match goal {
+            Goal::Outside => Future::KEPT,
+            Goal::Known(way) => join(way.before),
+            Goal::Block(to) if inherits[to] => self.before(to),
+            Goal::Block(to) => join(self.before(to)),
         };
         match last.class {
             Class::Jcc | Class::Loop => to(block.next).join(to(block.target)),
@@ -359,17 +297,16 @@ struct Reader<'a> {
     model: &'a Model,
     mode: Mode,
     options: u32,
-    factory: InstructionInfoFactory,
 }
 
 impl<'a> Reader<'a> {
     fn new(bytes: &'a [u8], model: &'a Model, mode: Mode) -> Self {
         let options = DecoderOptions::FORCE_RESERVED_NOP | model.decoder_options();
-        Self { bytes, model, mode, options, factory: InstructionInfoFactory::new() }
+        Self { bytes, model, mode, options }
     }
 
     /// `None`: it does not end within the page, or is too long.
-    fn read(&mut self, at: u16) -> Option<Insn> {
+    fn read(&self, at: u16, factory: &mut InstructionInfoFactory) -> Option<Insn> {
         let rest = self.bytes.get(usize::from(at)..)?;
         let mut decoder = Decoder::with_ip(64, rest.get(..15).unwrap_or(rest), at.into(), self.options);
         let i = decoder.decode();
@@ -396,7 +333,7 @@ impl<'a> Reader<'a> {
         }
         insn.effect = Effect::of(&i);
         insn.recipe = Recipe::of(&i);
-        let info = self.factory.info(&i);
+        let info = factory.info(&i);
         for used in info.used_registers().iter().filter(|used| writes(used.access())) {
             let register = used.register();
             if register.is_gpr() {

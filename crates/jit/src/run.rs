@@ -1,10 +1,11 @@
 //! Running translated code: in, out, and what to do about why it was left.
 
-use crate::cache::{Cache, Key};
+use crate::cache::{Cache, Code, Key};
 use crate::classify::{Mode, Units};
 use crate::frame::Frame;
 use crate::perf::Perf;
-use crate::sites::{Flags, Kind, Site};
+use crate::region::Entry;
+use crate::sites::{Flags, Group, Kind, Site};
 use crate::stats::Slow;
 use crate::thunks::Reason;
 use cpu::Cpu;
@@ -44,7 +45,7 @@ pub struct Jit {
 }
 
 /// Where to go on in translated code.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     /// At a door from elsewhere, host address.
     Outer(u64),
@@ -52,8 +53,8 @@ enum Way {
     Inner(u32),
     /// Behind a site's instruction.
     Behind(u32),
-    /// Where translated code was left, with the registers of these units loaded.
-    Again(Units),
+    /// Where a site's access is tried again.
+    Again(u32),
     /// Wherever RIP says.
     Find,
 }
@@ -226,34 +227,106 @@ impl Jit {
         mode: Mode,
         patch: &mut Option<u32>,
     ) -> Option<crate::translate::Door> {
-        let gva = Gva(cpu.rip());
-        let page = cpu.mmu.fetch_fast(gva)?;
-        let mut bytes = [0; PAGE_SIZE as usize + MAX_INSTRUCTION];
-        let origin = cpu.origin();
-        let (first, rest) = bytes.split_at_mut(PAGE_SIZE as usize);
-        cpu.mmu.fetch_bytes(origin, gva.page(), first).ok()?;
-        let second = cpu.mmu.fetch_fast(next_page(gva));
-        let mut len = first.len();
-        if second.is_some() && gva.offset() as usize > len - MAX_INSTRUCTION {
-            len += cpu.mmu.fetch_bytes(origin, next_page(gva), rest).ok()?;
-        }
-        let bytes = bytes.get(..len)?;
-        let known = |offset: u16| interpreter.cache.knows(Hva(page.0 | u64::from(offset)), CodeSize::Bits64);
         let flushes = self.cache.stats.flushes;
-        let (region, door) = self.cache.translate((page, second), bytes, gva, &cpu.model.clone(), mode, known)?;
+        let (region, door) = with_code(cpu, interpreter, mode, |code, known| self.cache.translate(code, known))?;
         if self.cache.stats.flushes != flushes {
             *patch = None;
         }
+        let page = cpu.mmu.fetch_fast(Gva(cpu.rip()))?;
         for block in &region.blocks {
-            let end = block.last().map_or(0, crate::region::Insn::end);
+            let end = region.last(block).map_or(0, crate::region::Insn::end);
             let inside = u64::from(end).min(PAGE_SIZE);
-            cpu.mmu.protect_code(Hva(page.0 | u64::from(block.offset())), inside - u64::from(block.offset()));
+            cpu.mmu.protect_code(Hva(page.0 | u64::from(block.offset)), inside - u64::from(block.offset));
             if let (Some(second), beyond @ 1..) = (door.second, u64::from(end) - inside) {
                 cpu.mmu.protect_code(second, beyond);
             }
         }
         Some(door)
     }
+
+    /// Where to go on at site `number`, whose access to `address` fails its check, if there is a better way than the
+    /// interpreter. The vCPU is at the site's instruction.
+    fn again(
+        &mut self,
+        cpu: &mut Cpu,
+        interpreter: &Interpreter,
+        mode: Mode,
+        (number, site): (u32, &Site),
+        address: Gva,
+    ) -> Option<Way> {
+        // Perhaps the TLB only lacks the page. What other accesses have found there stays right: a fill drops no
+        // translation, it only pushes one out.
+        let origin = cpu.origin();
+        let entry = match site.kind {
+            Kind::Access { size, write } => cpu.mmu.refill(origin, address, size.into(), write),
+            Kind::Group(group) if address.offset() + u64::from(group.span) <= PAGE_SIZE => {
+                let own = address.wrapping_add(group.own.into());
+                let own = cpu.mmu.refill(origin, own, 1, group.own_write);
+                own.and_then(|_| cpu.mmu.site(address, group.span.into(), group.write))
+            }
+            _ => None,
+        };
+        if cpu.mmu.code_modified() {
+            return None;
+        }
+        if let Some(entry) = entry {
+            self.cache.stats.refilled += 1;
+            self.cache.frame.remember(number, entry);
+            return Some(Way::Again(number));
+        }
+        match site.kind {
+            Kind::Group(group) => self.careful(cpu, interpreter, mode, (site, group)),
+            _ => None,
+        }
+    }
+
+    /// The way into the copy of a group's code that checks each access.
+    fn careful(
+        &mut self,
+        cpu: &mut Cpu,
+        interpreter: &Interpreter,
+        mode: Mode,
+        (site, group): (&Site, Group),
+    ) -> Option<Way> {
+        let flushes = self.cache.stats.flushes;
+        let careful = with_code(cpu, interpreter, mode, |code, known| self.cache.careful(code, known))?;
+        if let Some(way) = careful.way.filter(|_| self.cache.stats.flushes == flushes) {
+            let in_frame = site.flags == Flags::Frame;
+            let suits = match way.entry {
+                Entry::Dead => true,
+                Entry::Frame => in_frame && group.flags.needed,
+                Entry::Numbered => group.flags.needed || group.flags.seen,
+                Entry::Rflags | Entry::Inherited => false,
+            };
+            if suits {
+                self.cache.link(group.patch, way.place);
+            }
+        }
+        Some(Way::Inner(careful.inner))
+    }
+}
+
+/// Gives `f` the code at RIP, and what is known of which other places in its page have run.
+fn with_code<T>(
+    cpu: &mut Cpu,
+    interpreter: &Interpreter,
+    mode: Mode,
+    f: impl FnOnce(&Code<'_>, &dyn Fn(u16) -> bool) -> Option<T>,
+) -> Option<T> {
+    let gva = Gva(cpu.rip());
+    let page = cpu.mmu.fetch_fast(gva)?;
+    let mut bytes = [0; PAGE_SIZE as usize + MAX_INSTRUCTION];
+    let origin = cpu.origin();
+    let (first, rest) = bytes.split_at_mut(PAGE_SIZE as usize);
+    cpu.mmu.fetch_bytes(origin, gva.page(), first).ok()?;
+    let second = cpu.mmu.fetch_fast(next_page(gva));
+    let mut len = first.len();
+    if second.is_some() && gva.offset() as usize > len - MAX_INSTRUCTION {
+        len += cpu.mmu.fetch_bytes(origin, next_page(gva), rest).ok()?;
+    }
+    let known = |offset: u16| interpreter.cache.knows(Hva(page.0 | u64::from(offset)), CodeSize::Bits64);
+    let code = Code { page, second, bytes: bytes.get(..len)?, gva, model: &cpu.model.clone(), mode };
+    f(&code, &known)
 }
 
 /// The page behind that of `gva`.
@@ -290,15 +363,15 @@ impl Tier for Jit {
                 },
                 Way::Outer(host) => host,
                 Way::Inner(offset) => self.cache.host(offset as usize),
-                Way::Behind(site) => {
-                    let Some(site) = self.cache.sites.get(site).copied() else {
+                Way::Behind(number) | Way::Again(number) => {
+                    let Some(site) = self.cache.sites.get(number).copied() else {
                         way = Way::Find;
                         continue;
                     };
-                    self.frame().behind = self.cache.host(site.next as usize);
+                    let place = if way == Way::Again(number) { site.again } else { site.next };
+                    self.frame().behind = self.cache.host(place as usize);
                     self.resume(site.units)
                 }
-                Way::Again(units) => self.resume(units),
             };
             let reason = self.enter(cpu, stamp(cpu, mode), target);
             let number = match reason {
@@ -346,14 +419,10 @@ impl Tier for Jit {
                 continue;
             }
             let address = self.frame().address;
-            // Addends that translated code still holds stay right: a fill drops no translation, it only pushes one out.
-            if let (Reason::Access, Kind::Access { size, write }) = (reason, site.kind)
-                && let Some(offset) = cpu.mmu.refill(cpu.origin(), Gva(address), size.into(), write)
-                && !cpu.mmu.code_modified()
+            if reason == Reason::Access
+                && let Some(found) = self.again(cpu, interpreter, mode, (number, &site), Gva(address))
             {
-                self.cache.stats.refilled += 1;
-                self.cache.frame.remember(number, offset);
-                way = Way::Again(site.units);
+                way = found;
                 continue;
             }
             let slow = self.cache.leave(&cpu.mmu, reason, number, &site.kind, Gva(address));

@@ -2,7 +2,7 @@
 
 use crate::classify::{Class, Units};
 use crate::flags::Recipe;
-use crate::region::Region;
+use crate::region::{Future, Region};
 use cpu::op::Op;
 use iced_x86::Mnemonic;
 use std::collections::HashMap;
@@ -39,6 +39,8 @@ pub enum Kind {
         /// What it adds to RSP.
         pops: i32,
     },
+    /// The first of a group of accesses, which checks for all of them.
+    Group(Group),
     /// A jump within the page, made by the host jump whose displacement is at `patch` in the code buffer.
     Direct {
         /// Where in the page it goes.
@@ -46,6 +48,23 @@ pub enum Kind {
         /// Offset in the code buffer.
         patch: u32,
     },
+}
+
+/// What the first of a group of accesses checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Group {
+    /// Bytes from the lowest to the highest of all.
+    pub span: u16,
+    /// Whether any of them writes.
+    pub write: bool,
+    /// Bytes from the lowest of all to the first one's own.
+    pub own: u16,
+    /// Whether that one writes.
+    pub own_write: bool,
+    /// What becomes of the flags.
+    pub flags: Future,
+    /// Offset in the code buffer of the displacement of the jump that is made when the group has no page in common.
+    pub patch: u32,
 }
 
 /// A site: an instruction that can leave translated code.
@@ -61,6 +80,8 @@ pub struct Site {
     pub kind: Kind,
     /// Where the code for what follows it is in the code buffer; 0: nowhere.
     pub next: u32,
+    /// Where that of an access is tried again.
+    pub again: u32,
     /// Where in the page that is.
     pub following: u16,
 }
@@ -140,8 +161,8 @@ impl Sites {
     /// Notes the instructions of all sites that were added since the last time, for `region`.
     pub fn name(&mut self, region: &Region) {
         let insn = |offset: u16| {
-            let block = region.blocks.partition_point(|block| block.offset() <= offset).checked_sub(1)?;
-            region.blocks.get(block)?.insns.iter().find(|insn| insn.offset == offset)
+            let block = region.blocks.partition_point(|block| block.offset <= offset).checked_sub(1)?;
+            region.insns(region.blocks.get(block)?).iter().find(|insn| insn.offset == offset)
         };
         for site in self.all.get(self.named.len()..).into_iter().flatten() {
             let named = insn(site.offset).map(|insn| (insn.i.mnemonic(), insn.class));
@@ -183,7 +204,7 @@ mod tests {
 
     fn site(offset: u16) -> Site {
         let kind = Kind::Access { size: 8, write: true };
-        Site { offset, units: Units::default(), flags: Flags::Frame, kind, next: 0, following: offset + 1 }
+        Site { offset, units: Units::default(), flags: Flags::Frame, kind, next: 0, again: 0, following: offset + 1 }
     }
 
     #[test]
@@ -216,7 +237,9 @@ mod tests {
         let mut page = [0x90, 0x0f, 0xa2, 0xc3].to_vec();
         page.resize(4096, 0xcc);
         let model = cpu::cpuid::Model::max();
-        let region = Region::build(&page, 0, &model, crate::classify::Mode::default(), |_| true).unwrap();
+        let (graph, mode) = (crate::graph::Graph::default(), crate::classify::Mode::default());
+        let source = crate::region::Source { bytes: &page, model: &model, mode, graph: &graph };
+        let region = crate::region::Explorer::default().region(&source, 0, |_| true).unwrap();
         let mut sites = Sites::default();
         let (ret, cpuid) = (sites.add(site(3)), sites.add(site(1)));
         sites.name(&region);

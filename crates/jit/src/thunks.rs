@@ -19,7 +19,7 @@ use std::mem::offset_of;
 pub enum Reason {
     /// The site's instruction is to be interpreted.
     Interpret = 0,
-    /// The same, unless the access at `Frame::address` can be helped: then it is tried again at `Frame::behind`.
+    /// The same, unless the access at `Frame::address` can be helped: then it is tried again.
     Access = 1,
     /// The site jumps within its page to code that was not translated.
     Direct = 2,
@@ -56,8 +56,10 @@ pub struct Thunks {
     /// To be called when an access misses, for reading and for writing, with the highest offset in a page at which it
     /// may start and the site's number on the stack. Returns to try again, or leaves.
     pub access: [usize; 2],
-    /// The same for the first of a group: returns to try again, or five bytes further.
+    /// The same for the first of a group: returns to try again, or five bytes further with the site's number in T1.
     pub group: [usize; 2],
+    /// Leave with [`Reason::Access`]; T1 is the site's number.
+    pub missed: usize,
 }
 
 impl Thunks {
@@ -100,14 +102,16 @@ impl Thunks {
         thunks.stale = asm.here();
         asm.store(field(offset_of!(Frame, address)), T1);
         reason(&mut asm, Reason::Stale);
-        let missed = reason(&mut asm, Reason::Access);
+        thunks.missed = asm.here();
+        asm.store32(field(offset_of!(Frame, site)), T1);
+        reason(&mut asm, Reason::Access);
         thunks.fault = asm.here();
         asm.mov(T0, RAX);
         save_flags(&mut asm, offset_of!(Frame, fault_flags));
         asm.mov(RAX, T0);
         reason(&mut asm, Reason::Fault);
         for (n, comparator) in [Entry::READ, Entry::WRITE].into_iter().enumerate() {
-            thunks.access[n] = access(&mut asm, comparator as i32, Some(missed), counting);
+            thunks.access[n] = access(&mut asm, comparator as i32, Some(thunks.missed), counting);
             thunks.group[n] = access(&mut asm, comparator as i32, None, counting);
         }
         code.append(asm.finish()?)?;
@@ -281,17 +285,14 @@ fn access(asm: &mut Asm, comparator: i32, missed: Option<usize>, counting: bool)
     asm.load(RCX, frame(offset_of!(Frame, saved)));
     match missed {
         Some(missed) => {
-            asm.store32(frame(offset_of!(Frame, site)), T1);
-            asm.load(T1, Mem::at(RSP, 0));
             asm.lea(RSP, Mem::at(RSP, 24));
-            asm.store(field(offset_of!(Frame, behind)), T1);
             asm.jmp_to(missed);
         }
         None => {
-            asm.load(T1, Mem::at(RSP, 0));
             // Over the jump that tries again.
-            asm.lea(T1, Mem::at(T1, 5));
-            asm.store(Mem::at(RSP, 0), T1);
+            asm.load(T0, Mem::at(RSP, 0));
+            asm.lea(T0, Mem::at(T0, 5));
+            asm.store(Mem::at(RSP, 0), T0);
             asm.ret(16);
         }
     }

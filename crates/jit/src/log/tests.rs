@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::classify::Mode;
+use crate::graph::Graph;
+use crate::region::{Explorer, Source};
 use crate::sites::Sites;
 use crate::translate::Translator;
 use cpu::cpuid::Model;
@@ -13,13 +15,14 @@ fn guest_code_is_followed_by_its_host_code_and_names() {
     let mut page = [0; 4096];
     page[..7].copy_from_slice(&[0x01, 0x47, 0x08, 0x75, 0x02, 0x0f, 0x05]);
     page[7] = 0xc3;
-    let region = Region::build(&page, 0, &Model::max(), Mode::default(), |_| true).unwrap();
+    let source = Source { bytes: &page, model: &Model::max(), mode: Mode::default(), graph: &Graph::default() };
+    let region = Explorer::default().region(&source, 0, |_| true).unwrap();
     let mut buffer = CodeBuffer::translated(1 << 20).unwrap();
     let thunks = Thunks::emit(&mut buffer, false).unwrap();
     let origin = buffer.used();
     let mut translator = Translator::new(false, true);
     let mut sites = Sites::default();
-    let made = translator.translate(&region, origin, &thunks, &mut sites).unwrap();
+    let made = translator.translate(&region, false, origin, &thunks, &mut sites).unwrap();
     let host = Host { code: made.code, origin, base: 0x7f00_0000_0000, thunks: &thunks };
     let lines = lines(&region, 0xffff_8000_0000_0000, &made.listing.marks, &host);
     let text = lines.join("\n");

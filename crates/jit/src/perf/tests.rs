@@ -1,7 +1,7 @@
 //! The files are read back as `perf` would.
 
 use super::*;
-use crate::cache::Cache;
+use crate::cache::{Cache, Code};
 use crate::classify::Mode;
 use cpu::cpuid::Model;
 use memory::Hva;
@@ -57,11 +57,13 @@ fn recorded(folder: &Folder) -> (String, Vec<u8>) {
     let perf = Arc::new(Perf::create_in(BOTH, &folder.0, &folder.0).unwrap());
     let mut cache = Cache::new(4 << 20).unwrap();
     cache.record(perf.clone());
-    let (model, mut page) = (Model::max(), [0x90; 4096]);
+    let (model, mut bytes) = (Model::max(), [0x90; 4096]);
     for at in (0..4096).step_by(512) {
-        page[at + 5] = 0xc3;
+        bytes[at + 5] = 0xc3;
         let gva = Gva(0xffff_ffff_8100_0000 + at as u64);
-        assert!(cache.translate((Hva(0x7000_0000), None), &page, gva, &model, Mode::default(), |_| true).is_some());
+        let (page, model, mode) = (Hva(0x7000_0000), &model, Mode::default());
+        let code = Code { page, second: None, bytes: &bytes, gva, model, mode };
+        assert!(cache.translate(&code, |_| true).is_some());
     }
     drop((cache, perf));
     (String::from_utf8(folder.read(".map")).unwrap(), folder.read(".dump"))

@@ -10,8 +10,9 @@
 use super::memory::Address;
 use super::{Cold, Job, Refused};
 use crate::asm::{Cond, Label, Mem, RCX, RSP, Reg};
+use crate::classify::Units;
 use crate::frame::{Frame, HOSTS, TAGS};
-use crate::region::{Entry, Insn};
+use crate::region::{Entry, Goal, Insn};
 use crate::regs::{Place, STACK_POINTER, T0, T1, field, place};
 use crate::sites::Kind;
 use crate::stats::Inline;
@@ -30,22 +31,96 @@ impl Job<'_> {
         self.asm.load32(T0, Mem::at(T0, 0));
     }
 
-    /// Puts the flags where block `to` expects them.
-    pub(super) fn arrange(&mut self, to: usize) -> Result<(), Refused> {
-        match self.region.blocks.get(to).ok_or(Refused)?.entry {
-            Entry::Dead => {}
+    /// Puts the flags where `to` expects them, and loads what else it needs.
+    pub(super) fn arrange(&mut self, to: Goal) -> Result<(), Refused> {
+        let entry = match to {
+            Goal::Outside => return Err(Refused),
+            Goal::Block(n) if self.convention(to)? == Entry::Inherited => {
+                *self.entry.get_mut(n).ok_or(Refused)? = self.state;
+                return Ok(());
+            }
+            Goal::Block(_) => self.convention(to)?,
+            Goal::Known(way) => {
+                if self.missing(to) != Units::NONE {
+                    // What the flags are worth to the target they are in the frame.
+                    match way.entry {
+                        Entry::Dead => {}
+                        Entry::Numbered => self.number_flags(way.before.changed),
+                        _ => self.keep_flags(),
+                    }
+                    self.state.rflags = false;
+                    self.load_units(self.missing(to));
+                    if way.entry == Entry::Numbered {
+                        return Ok(());
+                    }
+                }
+                way.entry
+            }
+        };
+        match entry {
+            Entry::Dead | Entry::Inherited => {}
             Entry::Rflags => self.need_flags(),
             Entry::Frame => self.keep_flags(),
-            Entry::Numbered => self.number_flags(to),
-            Entry::Inherited => *self.entry.get_mut(to).ok_or(Refused)? = self.state,
+            Entry::Numbered => self.number_flags(self.changed(to)),
+        }
+        Ok(())
+    }
+
+    /// Where `to` expects the flags.
+    fn convention(&self, to: Goal) -> Result<Entry, Refused> {
+        match to {
+            Goal::Outside => Err(Refused),
+            Goal::Block(n) => self.region.blocks.get(n).map(|block| block.entry).ok_or(Refused),
+            Goal::Known(way) => Ok(way.entry),
+        }
+    }
+
+    /// The guest registers that change at `to` while the flags can be seen.
+    fn changed(&self, to: Goal) -> u16 {
+        match to {
+            Goal::Outside => 0,
+            Goal::Block(n) => self.region.before(n).changed,
+            Goal::Known(way) => way.before.changed,
+        }
+    }
+
+    /// The units that `to` needs and that may not be loaded.
+    fn missing(&self, to: Goal) -> Units {
+        match to {
+            Goal::Known(way) => way.units.without(self.region.units),
+            _ => Units::NONE,
+        }
+    }
+
+    /// Whether `to` comes before block `n` or is it.
+    fn is_behind(to: Goal, n: usize) -> bool {
+        matches!(to, Goal::Block(to) if to <= n)
+    }
+
+    /// Jumps to `to`, for which all is arranged.
+    pub(super) fn jump(&mut self, to: Goal) -> Result<(), Refused> {
+        match to {
+            Goal::Outside => return Err(Refused),
+            Goal::Block(n) => self.asm.jmp(*self.labels.get(n).ok_or(Refused)?),
+            Goal::Known(way) => self.asm.jmp_to(way.place as usize),
+        }
+        Ok(())
+    }
+
+    /// The same if `cond` holds.
+    fn jump_if(&mut self, cond: Cond, to: Goal) -> Result<(), Refused> {
+        match to {
+            Goal::Outside => return Err(Refused),
+            Goal::Block(n) => self.asm.jcc(cond, *self.labels.get(n).ok_or(Refused)?),
+            Goal::Known(way) => self.asm.jcc_to(cond, way.place as usize),
         }
         Ok(())
     }
 
     /// From block `n`, whose last instruction is `last`, to what follows it. Whether the next block does.
     pub(super) fn go_on(&mut self, n: usize, last: &Insn) -> Result<bool, Refused> {
-        let next = self.region.blocks.get(n).and_then(|block| block.next);
-        let Some(to) = next else {
+        let to = self.region.blocks.get(n).map(|block| block.next).unwrap_or_default();
+        if to == Goal::Outside {
             let (end, place) = (last.end(), i64::from(last.end()));
             self.keep_flags();
             if self.near(place) {
@@ -55,13 +130,12 @@ impl Job<'_> {
                 self.look_up(last.offset, end, 0);
             }
             return Ok(false);
-        };
+        }
         self.arrange(to)?;
-        if to == n + 1 {
+        if to == Goal::Block(n + 1) {
             return Ok(true);
         }
-        let label = *self.labels.get(to).ok_or(Refused)?;
-        self.asm.jmp(label);
+        self.jump(to)?;
         Ok(false)
     }
 
@@ -141,24 +215,24 @@ impl Job<'_> {
     pub(super) fn jcc(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
         self.need_flags();
         let cond = Cond(insn.i.condition_code() as u8 - 1);
-        let target = self.region.blocks.get(n).and_then(|block| block.target);
-        let Some(to) = target else {
+        let to = self.region.blocks.get(n).map(|block| block.target).unwrap_or_default();
+        if to == Goal::Outside {
             let at = self.taken_exit(insn);
             self.asm.jcc(cond, at);
             return Ok(());
-        };
-        let entry = self.region.blocks.get(to).ok_or(Refused)?.entry;
-        if entry == Entry::Frame && to <= n {
+        }
+        let (entry, back) = (self.convention(to)?, Self::is_behind(to, n));
+        if entry == Entry::Frame && back {
             self.keep_flags();
         }
-        if (entry == Entry::Frame && !self.state.frame) || (entry == Entry::Numbered && to > n) {
+        let arranges = (entry == Entry::Frame && !self.state.frame) || (entry == Entry::Numbered && !back);
+        if arranges || self.missing(to) != Units::NONE {
             let at = self.asm.label();
-            self.cold.push(Cold::Edge { at, state: self.state, to });
+            self.cold.push(Cold::Edge { at, state: self.state, from: insn.offset, to });
             self.asm.jcc(cond, at);
         } else {
             self.arrange(to)?;
-            let label = *self.labels.get(to).ok_or(Refused)?;
-            self.asm.jcc(cond, label);
+            self.jump_if(cond, to)?;
         }
         Ok(())
     }
@@ -173,18 +247,18 @@ impl Job<'_> {
 
     /// LOOP and JRCXZ: by JRCXZ itself, which reads no flag and only jumps short.
     pub(super) fn counted(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
-        let at = match self.region.blocks.get(n).and_then(|block| block.target) {
-            Some(to) => {
+        let at = match self.region.blocks.get(n).map(|block| block.target).unwrap_or_default() {
+            // The interpreter, to which a jump goes that is not in the jump cache, would count once more.
+            Goal::Outside if insn.i.mnemonic() == Mnemonic::Loop => return Err(Refused),
+            Goal::Outside => self.taken_exit(insn),
+            to => {
                 let at = self.asm.label();
-                self.cold.push(Cold::Edge { at, state: self.state, to });
-                if self.region.blocks.get(to).is_some_and(|block| block.entry == Entry::Inherited) {
+                self.cold.push(Cold::Edge { at, state: self.state, from: insn.offset, to });
+                if self.convention(to)? == Entry::Inherited {
                     self.arrange(to)?;
                 }
                 at
             }
-            // The interpreter, to which a jump goes that is not in the jump cache, would count once more.
-            None if insn.i.mnemonic() == Mnemonic::Loop => return Err(Refused),
-            None => self.taken_exit(insn),
         };
         if insn.i.mnemonic() == Mnemonic::Loop {
             self.asm.lea(RCX, Mem::at(RCX, -1));
@@ -199,14 +273,12 @@ impl Job<'_> {
     }
 
     pub(super) fn jmp(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
-        match self.region.blocks.get(n).and_then(|block| block.target) {
-            Some(to) => {
+        match self.region.blocks.get(n).map(|block| block.target).unwrap_or_default() {
+            Goal::Outside => self.exit(insn.offset, insn.end(), insn.i.near_branch_target().cast_signed()),
+            to => {
                 self.arrange(to)?;
-                let label = *self.labels.get(to).ok_or(Refused)?;
-                self.asm.jmp(label);
-                Ok(())
+                self.jump(to)
             }
-            None => self.exit(insn.offset, insn.end(), insn.i.near_branch_target().cast_signed()),
         }
     }
 

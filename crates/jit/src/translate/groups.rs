@@ -5,14 +5,14 @@
 //! constants, copies, pushes and pops only move the distance from it. Accesses whose distances lie close together form
 //! a group. Its first member checks that all of them lie in one page, and then none of the others is checked.
 //!
-//! Whatever comes between the first and the last member of a group is a *cluster*. It is translated twice: with groups,
-//! and behind the rest with a check for each access. To that copy goes who finds that a group does not lie in one page
-//! that may be accessed, and who comes back from the interpreter, which may have changed the TLB.
+//! Whatever comes between the first and the last member of a group is a *cluster*. Who finds that a group does not lie in
+//! one page that may be accessed goes on in code that checks each access, up to the next block; it is made when it is
+//! needed (see `Job::careful`).
 
 use super::memory::bit_offset;
 use super::system::separates;
 use crate::classify::Class;
-use crate::region::{Block, Insn};
+use crate::region::Insn;
 use crate::regs::{Place, place};
 use iced_x86::{Mnemonic, OpKind, Register};
 use std::ops::RangeInclusive;
@@ -51,8 +51,8 @@ pub struct Group {
 impl Group {
     /// Bytes from its lowest to its highest.
     #[must_use]
-    pub fn span(&self) -> u32 {
-        (self.high - self.low) as u32
+    pub fn span(&self) -> u16 {
+        (self.high - self.low) as u16
     }
 
     /// Distance from the origin of its lowest byte.
@@ -203,14 +203,14 @@ impl Values {
 }
 
 impl Plan {
-    /// For `block`.
+    /// For a block's instructions.
     #[must_use]
-    pub fn of(block: &Block) -> Self {
-        let mut plan = Self { members: vec![None; block.insns.len()], ..Self::default() };
+    pub fn of(insns: &[Insn]) -> Self {
+        let mut plan = Self { members: vec![None; insns.len()], ..Self::default() };
         let mut values = Values::new();
         // Groups from here on may still grow.
         let mut open = 0;
-        for (n, insn) in block.insns.iter().enumerate() {
+        for (n, insn) in insns.iter().enumerate() {
             if let Some(access) = values.access(insn) {
                 plan.add(n, &access, open);
             }
@@ -219,7 +219,7 @@ impl Plan {
                 open = plan.groups.len();
             }
         }
-        plan.settle(block);
+        plan.settle(insns);
         plan
     }
 
@@ -250,14 +250,14 @@ impl Plan {
     }
 
     /// Drops groups of one, finds which addends must be kept, and what lies within groups.
-    fn settle(&mut self, block: &Block) {
+    fn settle(&mut self, insns: &[Insn]) {
         let groups = &self.groups;
         for member in &mut self.members {
             *member = member.filter(|member| groups.get(member.group).is_some_and(|group| group.members > 1));
         }
         let mut kept = 0;
         let mut resident = None;
-        for (n, insn) in block.insns.iter().enumerate() {
+        for (n, insn) in insns.iter().enumerate() {
             let member = self.members.get(n).copied().flatten();
             if let Some(member) = member
                 && let Some(group) = self.groups.get_mut(member.group)

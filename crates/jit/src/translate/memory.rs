@@ -15,12 +15,12 @@
 //! Neither the entry nor the addend depends on the address, so the processor predicts its way past the check.
 
 use super::groups::Member;
-use super::{Cold, Job, Refused};
-use crate::asm::{Cond, Label, Mem, Reg};
+use super::{Cold, Job, Refused, State};
+use crate::asm::{Cond, Mem, Reg};
 use crate::frame::{Frame, SLOTS};
 use crate::region::Insn;
 use crate::regs::{Place, T0, T1, field, place};
-use crate::sites::Kind;
+use crate::sites::{self, Kind};
 use crate::stats::Inline;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use memory::tlb::Entry;
@@ -143,7 +143,7 @@ impl Job<'_> {
     /// host's flags are lost if [`Job::checks`] says so.
     pub(super) fn access(&mut self, insn: &Insn, address: &Address, size: u32, write: bool) -> Result<Mem, Refused> {
         match self.member() {
-            Some(member) => self.grouped(insn, address, member),
+            Some(member) => self.grouped(insn, address, member, write),
             None => self.lone(insn, address, size, write),
         }
     }
@@ -155,7 +155,7 @@ impl Job<'_> {
 
     /// The current instruction's place in a group.
     fn member(&self) -> Option<Member> {
-        if self.careful { None } else { self.plan.members.get(self.at).copied().flatten() }
+        self.plan.members.get(self.at).copied().flatten()
     }
 
     fn leads(&self, member: Member) -> bool {
@@ -172,8 +172,8 @@ impl Job<'_> {
         Ok(self.translated(address))
     }
 
-    /// The check itself: leaves the addend in T1. A miss goes on at `miss`, or out.
-    fn check(&mut self, site: u32, address: &Address, size: u32, write: bool, miss: Option<Label>) {
+    /// The check itself: leaves the addend in T1. `group`: where the flags are if it is one for a group.
+    fn check(&mut self, site: u32, address: &Address, size: u32, write: bool, group: Option<State>) {
         self.sites.covers(self.asm.here(), site);
         self.count(offset_of!(Inline, accesses));
         let (retry, at) = (self.asm.label(), self.asm.label());
@@ -188,7 +188,7 @@ impl Job<'_> {
         self.asm.cmp_imm(T0, limit as i32);
         self.asm.jcc(Cond::A, at);
         self.asm.load(T1, Mem::gs(T1, Entry::ADDEND as i32));
-        self.cold.push(Cold::Access { at, site, limit, write, retry, miss });
+        self.cold.push(Cold::Access { at, site, limit, write, retry, group });
     }
 
     /// Adds to T0 the words of `size` (4 or 8) bytes that a bit offset spans. Uses T1.
@@ -202,8 +202,26 @@ impl Job<'_> {
         self.asm.lea(T0, Mem::at(T0, 0).index(T1, if size == 8 { 3 } else { 2 }));
     }
 
+    /// Where the check for a group goes that cannot be helped: to the code that checks each access, once that exists.
+    pub(super) fn leave_group(&mut self, site: u32, state: State) -> Result<(), Refused> {
+        match state {
+            State { numbered: true, .. } => {}
+            State { frame: false, recipe: Some(recipe), .. } => {
+                let number = self.sites.number(recipe);
+                self.asm.store_imm32(field(offset_of!(Frame, recipe)), number);
+            }
+            _ => self.asm.store_imm32(field(offset_of!(Frame, recipe)), 0),
+        }
+        self.asm.jmp_to(self.thunks.missed);
+        let at = self.asm.here() as u32 - 4;
+        if let Some(Kind::Group(group)) = self.sites.get_mut(site).map(|site| &mut site.kind) {
+            group.patch = at;
+        }
+        Ok(())
+    }
+
     /// An access that shares its group's check.
-    fn grouped(&mut self, insn: &Insn, address: &Address, member: Member) -> Result<Mem, Refused> {
+    fn grouped(&mut self, insn: &Insn, address: &Address, member: Member, write: bool) -> Result<Mem, Refused> {
         let group = *self.plan.groups.get(member.group).ok_or(Refused)?;
         let kept = group.kept.map(|n| field(offset_of!(Frame, addends) + 8 * n));
         // With a base in a register the operand is that register plus the addend. Else T1 gets the sum of the addend
@@ -212,11 +230,19 @@ impl Job<'_> {
             matches!(address.base, Some(Place::Host(_))) && address.index.is_none() && address.segment.is_none();
         if group.first == self.at {
             self.lose_flags(insn);
-            let site = self.site(insn.offset, insn.end(), Kind::Instruction);
             let low = i32::try_from(group.low() - i64::from(member.delta)).map_err(|_| Refused)?;
+            let own = u16::try_from(i64::from(address.disp) - i64::from(low)).map_err(|_| Refused)?;
+            let kind = sites::Group {
+                span: group.span(),
+                write: group.write,
+                own,
+                own_write: write,
+                flags: insn.before,
+                patch: 0,
+            };
+            let site = self.site(insn.offset, insn.end(), Kind::Group(kind));
             let lowest = Address { disp: low, ..*address };
-            let miss = self.slow_way()?;
-            self.check(site, &lowest, group.span(), group.write, Some(miss));
+            self.check(site, &lowest, group.span().into(), group.write, Some(self.state));
             self.resident = Some((member.group, None));
             if let Some(kept) = kept {
                 self.asm.store(kept, T1);

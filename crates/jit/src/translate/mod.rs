@@ -16,8 +16,9 @@ use crate::asm::{Asm, Label, RAX};
 use crate::classify::{Class, Units};
 use crate::flags::Recipe;
 use crate::frame::Frame;
+use crate::graph::{Node, Way};
 use crate::log::{Listing, Part};
-use crate::region::{Block, Entry, Insn, Region};
+use crate::region::{Block, Entry, Goal, Insn, Region};
 use crate::regs::{T0, T1, field};
 use crate::sites::{Flags, Kind, Site, Sites};
 use crate::thunks::{Thunks, restore_flags, save_flags};
@@ -25,7 +26,7 @@ use ::memory::Hva;
 use groups::Plan;
 use iced_x86::{Encoder, InstructionInfoFactory};
 use std::mem::offset_of;
-use std::ops::RangeInclusive;
+use x86::PAGE_SIZE;
 
 /// Why a region was not translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +53,7 @@ pub struct Door {
     pub offset: u16,
     /// Offset in the code buffer for who comes from elsewhere, with the tag of the address in T1.
     pub outer: u32,
-    /// For who comes from the same page.
+    /// For who comes from the same page, with the flags in the frame.
     pub inner: u32,
     /// The host page in which its one instruction goes on.
     pub second: Option<Hva>,
@@ -65,16 +66,16 @@ pub struct Made<'a> {
     pub code: &'a [u8],
     /// The ways in.
     pub doors: Vec<Door>,
+    /// The blocks.
+    pub nodes: Vec<Node>,
     /// What is where in it.
     pub listing: &'a Listing,
 }
 
 /// Code that is rarely reached, emitted behind the rest.
 enum Cold {
-    /// An access that missed; where to go if that of a group cannot be helped.
-    Access { at: Label, site: u32, limit: u32, write: bool, retry: Label, miss: Option<Label> },
-    /// A cluster, with a check for each access. `join`: where the other copy ends, and the flags there.
-    Cluster { block: usize, slow: Slow, join: Label, state: State },
+    /// An access that missed; where the flags are if it is the first of a group.
+    Access { at: Label, site: u32, limit: u32, write: bool, retry: Label, group: Option<State> },
     /// An instruction that is left to the interpreter.
     Interpret { at: Label, site: u32 },
     /// A jump whose target is not in the jump cache.
@@ -82,20 +83,11 @@ enum Cold {
     /// A jump to code that was not translated.
     Direct { at: Label, site: u32 },
     /// A jump that must put the flags where its target expects them.
-    Edge { at: Label, state: State, to: usize },
+    Edge { at: Label, state: State, from: u16, to: Goal },
     /// A jump out of the region, taken when a condition holds.
     Exit { at: Label, state: State, offset: u16, following: u16, target: i64 },
     /// The entry of a block that another one falls into.
     Door { block: usize },
-}
-
-/// The copy of a cluster that checks each access, while the other one is translated.
-struct Slow {
-    range: RangeInclusive<usize>,
-    /// Where its instructions begin.
-    labels: Vec<Label>,
-    /// Where the flags are for who comes from a group's first member.
-    enter: Vec<Option<State>>,
 }
 
 /// Kept between translations, for its buffers.
@@ -123,24 +115,29 @@ impl Translator {
         Self { asm, encoder, factory, counting, listing: Listing::new(listing) }
     }
 
-    /// Translates `region` for `origin` in the code buffer.
+    /// Translates `region` for `origin` in the code buffer; `careful`: with a check for each access.
     ///
     /// # Errors
     /// Something does not fit; nothing is left in `sites` then.
     pub fn translate(
         &mut self,
         region: &Region,
+        careful: bool,
         origin: usize,
         thunks: &Thunks,
         sites: &mut Sites,
     ) -> Result<Made<'_>, Refused> {
         let before = sites.len();
         // What groups cannot express is translated without them.
-        for grouping in [true, false] {
-            match self.attempt(region, origin, thunks, sites, grouping) {
-                Ok(doors) => {
+        for grouping in [true, false].into_iter().filter(|grouping| !(careful && *grouping)) {
+            let mut job = Job::new(self, region, origin, thunks, sites);
+            (job.grouping, job.careful) = (grouping, careful);
+            match job.run() {
+                Ok(()) => {
+                    let nodes = if region.crosses() { Vec::new() } else { job.nodes() };
+                    let doors = job.doors;
                     let code = self.asm.finish().ok_or(Refused)?;
-                    return Ok(Made { code, doors, listing: &self.listing });
+                    return Ok(Made { code, doors, nodes, listing: &self.listing });
                 }
                 Err(Refused) => sites.truncate(before, origin),
             }
@@ -148,44 +145,24 @@ impl Translator {
         Err(Refused)
     }
 
-    fn attempt(
+    /// Makes a door to the block at `offset` of the page, which was translated before.
+    ///
+    /// # Errors
+    /// None is to be expected.
+    pub fn door(
         &mut self,
-        region: &Region,
+        (offset, way): (u16, &Way),
         origin: usize,
         thunks: &Thunks,
         sites: &mut Sites,
-        grouping: bool,
-    ) -> Result<Vec<Door>, Refused> {
-        self.asm.reset(origin);
-        self.listing.reset();
-        let count = region.blocks.len();
-        let labels = (0..count).map(|_| self.asm.label()).collect();
-        let mut job = Job {
-            asm: &mut self.asm,
-            encoder: &mut self.encoder,
-            factory: &mut self.factory,
-            listing: &mut self.listing,
-            counting: self.counting,
-            region,
-            thunks,
-            sites,
-            labels,
-            entry: vec![State::FRAME; count],
-            pending: vec![Vec::new(); count],
-            resumes: Vec::new(),
-            accesses: Vec::new(),
-            cold: Vec::new(),
-            doors: Vec::new(),
-            state: State::FRAME,
-            grouping,
-            careful: false,
-            plan: Plan::default(),
-            at: 0,
-            slow: None,
-            resident: None,
-        };
-        job.run()?;
-        Ok(job.doors)
+    ) -> Result<Made<'_>, Refused> {
+        let region = Region::default();
+        let mut job = Job::new(self, &region, origin, thunks, sites);
+        job.door(offset, way.entry, way.units);
+        job.asm.jmp_to(way.place as usize);
+        let doors = job.doors;
+        let code = self.asm.finish().ok_or(Refused)?;
+        Ok(Made { code, doors, nodes: Vec::new(), listing: &self.listing })
     }
 }
 
@@ -204,7 +181,7 @@ struct Job<'a> {
     /// Where the flags are at blocks whose entry is inherited.
     entry: Vec<State>,
     /// Sites behind which a block begins.
-    pending: Vec<Vec<u32>>,
+    pending: Vec<(u32, Goal)>,
     /// Sites behind which execution goes on at a label.
     resumes: Vec<(u32, Label)>,
     /// Sites of the current instruction's accesses.
@@ -214,30 +191,85 @@ struct Job<'a> {
     state: State,
     /// Accesses may share checks.
     grouping: bool,
-    /// In the copy of a cluster in which they do not.
+    /// They do not, since they could not.
     careful: bool,
     plan: Plan,
     /// The current instruction's number in its block.
     at: usize,
-    /// The other copy of the current cluster.
-    slow: Option<Slow>,
     /// The group whose addend T1 holds, and the distance of the base that has been added to it, if one has.
     resident: Option<(usize, Option<i32>)>,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    fn new(
+        translator: &'a mut Translator,
+        region: &'a Region,
+        origin: usize,
+        thunks: &'a Thunks,
+        sites: &'a mut Sites,
+    ) -> Self {
+        let Translator { asm, encoder, factory, counting, listing } = translator;
+        asm.reset(origin);
+        listing.reset();
+        let count = region.blocks.len();
+        let labels = (0..count).map(|_| asm.label()).collect();
+        Self {
+            asm,
+            encoder,
+            factory,
+            listing,
+            counting: *counting,
+            region,
+            thunks,
+            sites,
+            labels,
+            entry: vec![State::FRAME; count],
+            pending: Vec::new(),
+            resumes: Vec::new(),
+            accesses: Vec::new(),
+            cold: Vec::new(),
+            doors: Vec::new(),
+            state: State::FRAME,
+            grouping: false,
+            careful: false,
+            plan: Plan::default(),
+            at: 0,
+            resident: None,
+        }
+    }
+
+    /// The blocks, which have been emitted.
+    fn nodes(&self) -> Vec<Node> {
+        let node = |(n, block): (usize, &Block)| {
+            let last = self.region.last(block)?;
+            let place = self.labels.get(n).and_then(|label| self.asm.place(*label))? as u32;
+            let door = self.doors.iter().find(|door| door.offset == block.offset).map(|door| door.inner);
+            let (entry, before, units) = (block.entry, self.region.before(n), self.region.units);
+            let next = Some(last.end()).filter(|end| !last.class.ends() && u64::from(*end) < PAGE_SIZE);
+            let polls = self.region.loops(block) && block.insns.len() == 1;
+            let way = (entry != Entry::Inherited).then_some(Way { place, entry, before, units, polls, door });
+            Some(Node { offset: block.offset, to: [next, last.target()], way })
+        };
+        self.region.blocks.iter().enumerate().filter_map(node).collect()
+    }
+
     fn run(&mut self) -> Result<(), Refused> {
         let mut falls = false;
         for n in 0..self.region.blocks.len() {
             falls = self.block(n, falls)?;
         }
         self.emit_cold()?;
-        for door in &self.doors {
-            let block = self.region.blocks.iter().position(|block| block.offset() == door.offset);
-            for site in block.and_then(|block| self.pending.get(block)).into_iter().flatten() {
-                if let Some(site) = self.sites.get_mut(*site) {
-                    site.next = door.inner;
+        for (site, behind) in std::mem::take(&mut self.pending) {
+            let door = match behind {
+                Goal::Outside => None,
+                Goal::Known(way) => way.door,
+                Goal::Block(n) => {
+                    let offset = self.region.blocks.get(n).map(|block| block.offset);
+                    self.doors.iter().find(|door| Some(door.offset) == offset).map(|door| door.inner)
                 }
+            };
+            if let (Some(site), Some(door)) = (self.sites.get_mut(site), door) {
+                site.next = door;
             }
         }
         for (site, label) in &self.resumes {
@@ -256,7 +288,7 @@ impl Job<'_> {
             if falls {
                 self.cold.push(Cold::Door { block: n });
             } else {
-                self.door(n)?;
+                self.door(block.offset, block.entry, region.units);
             }
         }
         let label = *self.labels.get(n).ok_or(Refused)?;
@@ -268,23 +300,14 @@ impl Job<'_> {
             Entry::Numbered => State { numbered: true, ..State::default() },
             Entry::Inherited => *self.entry.get(n).ok_or(Refused)?,
         };
-        self.plan = if self.grouping { Plan::of(block) } else { Plan::default() };
+        let insns = region.insns(block);
+        self.plan = if self.grouping { Plan::of(insns) } else { Plan::default() };
         self.resident = None;
-        for (k, insn) in block.insns.iter().enumerate() {
+        for (k, insn) in insns.iter().enumerate() {
             self.at = k;
-            if let Some(range) = self.plan.clusters.iter().find(|range| *range.start() == k).cloned() {
-                let labels = range.clone().map(|_| self.asm.label()).collect();
-                let enter = vec![None; range.clone().count()];
-                self.slow = Some(Slow { range, labels, enter });
-            }
             self.insn(n, insn)?;
-            if let Some(slow) = self.slow.take_if(|slow| *slow.range.end() == k) {
-                let join = self.asm.label();
-                self.asm.bind(join);
-                self.cold.push(Cold::Cluster { block: n, slow, join, state: self.state });
-            }
         }
-        let last = block.last().ok_or(Refused)?;
+        let last = insns.last().ok_or(Refused)?;
         if last.class.ends() {
             return Ok(false);
         }
@@ -292,20 +315,30 @@ impl Job<'_> {
         self.go_on(n, last)
     }
 
-    /// The entry of block `n` from outside.
-    fn door(&mut self, n: usize) -> Result<(), Refused> {
-        let block = self.region.blocks.get(n).ok_or(Refused)?;
-        let offset = block.offset();
+    /// The entry from outside of the block at `offset` with these conventions.
+    fn door(&mut self, offset: u16, entry: Entry, units: Units) {
         self.listing.mark(self.asm.here(), Part::Door, offset);
         let outer = self.asm.here() as u32;
         self.asm.xor_mem(T1, field(offset_of!(Frame, stamp)));
         self.asm.lea(T1, crate::asm::Mem::at(T1, -i32::from(offset)));
         self.asm.store(field(offset_of!(Frame, base)), T1);
         let inner = self.asm.here() as u32;
-        let Units { vector, x87 } = self.region.units;
+        self.load_units(units);
+        self.state = State::FRAME;
+        if entry == Entry::Rflags {
+            self.need_flags();
+        }
+        if entry == Entry::Numbered {
+            self.asm.store_imm32(field(offset_of!(Frame, recipe)), 0);
+        }
+        self.doors.push(Door { offset, outer, inner, second: None });
+    }
+
+    /// Loads the registers of `units` if they are not. Changes the host's flags.
+    fn load_units(&mut self, units: Units) {
         let units = [
-            (x87, offset_of!(Frame, x87_live), self.thunks.load_x87),
-            (vector, offset_of!(Frame, vector_live), self.thunks.load_vector),
+            (units.x87, offset_of!(Frame, x87_live), self.thunks.load_x87),
+            (units.vector, offset_of!(Frame, vector_live), self.thunks.load_vector),
         ];
         for (_, live, load) in units.into_iter().filter(|(used, ..)| *used) {
             let loaded = self.asm.label();
@@ -314,22 +347,13 @@ impl Job<'_> {
             self.asm.call_to(load);
             self.asm.bind(loaded);
         }
-        if block.entry == Entry::Rflags {
-            self.state = State::FRAME;
-            self.need_flags();
-        }
-        if block.entry == Entry::Numbered {
-            self.asm.store_imm32(field(offset_of!(Frame, recipe)), 0);
-        }
-        self.doors.push(Door { offset, outer, inner, second: None });
-        Ok(())
     }
 
     fn insn(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
         let block = self.region.blocks.get(n).ok_or(Refused)?;
         let part = if self.careful { Part::Alone } else { Part::Insn };
         self.listing.mark(self.asm.here(), part, insn.offset);
-        if self.at + 1 == block.insns.len() && block.loops() {
+        if self.at + 1 == block.insns.len() && self.region.loops(block) {
             self.poll(insn);
         }
         match insn.class {
@@ -347,18 +371,20 @@ impl Job<'_> {
             Class::JmpIndirect => self.jmp_indirect(insn)?,
             Class::Ret => self.ret(insn)?,
             Class::System => self.system(n, insn)?,
-            Class::Interpret | Class::Leaves => self.interpret(insn),
+            Class::Interpret | Class::Leaves => self.interpret(n, insn),
         }
-        let accesses = std::mem::take(&mut self.accesses);
-        if !accesses.is_empty() && !insn.class.ends() {
-            // Within a cluster groups have to be checked again, for which there is the other copy.
-            let other = self.slow.as_ref().and_then(|slow| slow.labels.get(self.at + 1 - slow.range.start()).copied());
-            let label = other.unwrap_or_else(|| self.asm.label());
-            if other.is_none() {
-                self.asm.bind(label);
-            }
-            self.resumes.extend(accesses.into_iter().map(|site| (site, label)));
+        let mut accesses = std::mem::take(&mut self.accesses);
+        // Within a cluster groups would have to be checked again, since the interpreter may change the TLB.
+        if !accesses.is_empty()
+            && !insn.class.ends()
+            && !self.plan.clusters.iter().any(|range| range.contains(&self.at) && *range.end() != self.at)
+        {
+            let label = self.asm.label();
+            self.asm.bind(label);
+            self.resumes.extend(accesses.drain(..).map(|site| (site, label)));
         }
+        accesses.clear();
+        self.accesses = accesses;
         if self.state.recipe.is_some_and(|recipe| recipe.registers() & insn.changes != 0) {
             self.state.recipe = None;
         }
@@ -371,14 +397,13 @@ impl Job<'_> {
     }
 
     /// Leaves the instruction to the interpreter.
-    fn interpret(&mut self, insn: &Insn) {
+    fn interpret(&mut self, n: usize, insn: &Insn) {
         self.keep_flags();
         let site = self.site(insn.offset, insn.end(), Kind::Instruction);
         self.asm.store_imm32(field(offset_of!(Frame, site)), site);
         self.asm.jmp_to(self.thunks.interpret);
-        let following = self.region.blocks.iter().position(|block| block.root && block.offset() == insn.end());
-        if let Some(sites) = following.and_then(|block| self.pending.get_mut(block)) {
-            sites.push(site);
+        if let Some(block) = self.region.blocks.get(n) {
+            self.pending.push((site, block.next));
         }
     }
 
@@ -391,7 +416,7 @@ impl Job<'_> {
             State { numbered: true, .. } => Flags::Numbered,
             _ => Flags::Frame,
         };
-        let site = Site { offset, units: self.region.units, flags, kind, next: 0, following };
+        let site = Site { offset, units: self.region.units, flags, kind, next: 0, again: 0, following };
         self.sites.add(site)
     }
 
@@ -419,10 +444,9 @@ impl Job<'_> {
         self.state.rflags = true;
     }
 
-    /// Lets block `to` know how to make the flags again, or where they are.
-    fn number_flags(&mut self, to: usize) {
-        let changed =
-            self.region.blocks.get(to).and_then(|block| block.insns.first()).map_or(0, |insn| insn.before.changed);
+    /// Lets who expects the flags to be numbered know how to make them again, or where they are; `changed`: the guest
+    /// registers that change there while they can be seen.
+    fn number_flags(&mut self, changed: u16) {
         let number = match self.state {
             State { frame: true, .. } => 0,
             State { recipe: Some(recipe), .. } if recipe.registers() & changed == 0 => self.sites.number(recipe),
@@ -436,19 +460,9 @@ impl Job<'_> {
         self.asm.store_imm32(field(offset_of!(Frame, recipe)), number);
     }
 
-    /// The label of the current instruction in the cluster's other copy, for who has lost the host's flags.
-    fn slow_way(&mut self) -> Result<Label, Refused> {
-        let slow = self.slow.as_mut().ok_or(Refused)?;
-        let n = self.at - slow.range.start();
-        *slow.enter.get_mut(n).ok_or(Refused)? = Some(self.state);
-        slow.labels.get(n).copied().ok_or(Refused)
-    }
-
     /// Before the host's flags are changed on the way to `insn`: keeps them if they cannot be made again.
     fn lose_flags(&mut self, insn: &Insn) {
-        if self.careful {
-            self.keep_flags();
-        } else if self.state.rflags && !self.state.frame {
+        if self.state.rflags && !self.state.frame {
             let future = insn.before;
             let again = self.state.recipe.is_some_and(|recipe| recipe.registers() & future.changed == 0);
             if future.needed || (future.seen && !again) {
@@ -470,14 +484,13 @@ impl Job<'_> {
     /// What cold code is, and the place in the page that it belongs to.
     fn belongs(&self, cold: &Cold) -> (Part, u16) {
         let at = |site: u32| self.sites.get(site).map_or(0, |site| site.offset);
-        let block = |block: usize| self.region.blocks.get(block).map_or(0, Block::offset);
+        let block = |block: usize| self.region.blocks.get(block).map_or(0, |block| block.offset);
         match *cold {
             Cold::Access { site, .. } => (Part::Miss, at(site)),
-            Cold::Cluster { block: n, .. } => (Part::Cluster, block(n)),
             Cold::Interpret { site, .. } => (Part::Interpret, at(site)),
             Cold::Jump { site, .. } => (Part::Jump, at(site)),
             Cold::Direct { site, .. } => (Part::Direct, at(site)),
-            Cold::Edge { to, .. } => (Part::Edge, block(to)),
+            Cold::Edge { from, .. } => (Part::Edge, from),
             Cold::Exit { offset, .. } => (Part::Exit, offset),
             Cold::Door { block: to } => (Part::Door, block(to)),
         }
@@ -488,18 +501,21 @@ impl Job<'_> {
             let (part, offset) = self.belongs(&cold);
             self.listing.mark(self.asm.here(), part, offset);
             match cold {
-                Cold::Access { at, site, limit, write, retry, miss } => {
+                Cold::Access { at, site, limit, write, retry, group } => {
                     self.asm.bind(at);
                     self.asm.push_imm(limit);
                     self.asm.push_imm(site);
-                    let thunks = if miss.is_some() { self.thunks.group } else { self.thunks.access };
+                    let thunks = if group.is_some() { self.thunks.group } else { self.thunks.access };
                     self.asm.call_to(thunks[usize::from(write)]);
                     self.asm.jmp(retry);
-                    if let Some(miss) = miss {
-                        self.asm.jmp(miss);
+                    if let Some(state) = group {
+                        self.leave_group(site, state)?;
+                    }
+                    let again = self.asm.place(retry).ok_or(Refused)?;
+                    if let Some(site) = self.sites.get_mut(site) {
+                        site.again = again as u32;
                     }
                 }
-                Cold::Cluster { block, slow, join, state } => self.cluster(block, slow, join, state)?,
                 Cold::Interpret { at, site } => {
                     self.asm.bind(at);
                     self.asm.store_imm32(field(offset_of!(Frame, site)), site);
@@ -515,12 +531,11 @@ impl Job<'_> {
                     self.asm.store_imm32(field(offset_of!(Frame, site)), site);
                     self.asm.jmp_to(self.thunks.direct);
                 }
-                Cold::Edge { at, state, to } => {
+                Cold::Edge { at, state, from: _, to } => {
                     self.asm.bind(at);
                     self.state = state;
                     self.arrange(to)?;
-                    let label = *self.labels.get(to).ok_or(Refused)?;
-                    self.asm.jmp(label);
+                    self.jump(to)?;
                 }
                 Cold::Exit { at, state, offset, following, target } => {
                     self.asm.bind(at);
@@ -528,47 +543,13 @@ impl Job<'_> {
                     self.exit(offset, following, target)?;
                 }
                 Cold::Door { block } => {
-                    self.door(block)?;
+                    let Block { offset, entry, .. } = *self.region.blocks.get(block).ok_or(Refused)?;
+                    self.door(offset, entry, self.region.units);
                     let label = *self.labels.get(block).ok_or(Refused)?;
                     self.asm.jmp(label);
                 }
             }
         }
-        Ok(())
-    }
-
-    /// The copy of a cluster in which each access is checked.
-    fn cluster(&mut self, n: usize, slow: Slow, join: Label, end: State) -> Result<(), Refused> {
-        let block = self.region.blocks.get(n).ok_or(Refused)?;
-        self.careful = true;
-        self.state = slow.enter.first().copied().flatten().ok_or(Refused)?;
-        for ((at, label), enter) in slow.range.clone().zip(&slow.labels).zip(&slow.enter) {
-            if let Some(enter) = enter {
-                if enter.frame {
-                    self.keep_flags();
-                }
-                let frame = self.state.frame && enter.frame;
-                let recipe = enter.recipe.or(self.state.recipe);
-                self.state = State { rflags: false, frame, recipe, numbered: enter.numbered && self.state.numbered };
-            }
-            self.asm.bind(*label);
-            self.at = at;
-            self.insn(n, block.insns.get(at).ok_or(Refused)?)?;
-        }
-        self.careful = false;
-        if block.insns.get(*slow.range.end()).is_some_and(|insn| insn.class.ends()) {
-            return Ok(());
-        }
-        if end.frame {
-            self.keep_flags();
-        }
-        if end.rflags && self.state.frame {
-            self.need_flags();
-        }
-        if (end.frame && !self.state.frame) || (end.rflags && !self.state.rflags) {
-            return Err(Refused);
-        }
-        self.asm.jmp(join);
         Ok(())
     }
 }

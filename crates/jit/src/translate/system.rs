@@ -9,7 +9,7 @@ use super::{Cold, Job, Refused};
 use crate::asm::{Cond, Mem, RSP};
 use crate::classify::Class;
 use crate::frame::Frame;
-use crate::region::Insn;
+use crate::region::{Block, Goal, Insn};
 use crate::regs::{STACK_POINTER, T0, T1, field};
 use crate::sites::Kind;
 use cpu::Cpu;
@@ -62,13 +62,16 @@ impl Job<'_> {
         let at = self.asm.label();
         let site = self.site(insn.offset, insn.end(), Kind::Instruction);
         self.cold.push(Cold::Interpret { at, site });
-        // The next instruction's block, and its number there.
+        // Whether the next instruction is a poll.
         let block = self.region.blocks.get(n).ok_or(Refused)?;
-        let next = match self.at + 1 {
-            next if next < block.insns.len() => Some((block, next)),
-            _ => block.next.and_then(|to| self.region.blocks.get(to)).map(|block| (block, 0)),
+        let polls = |block: &Block, next: usize| self.region.loops(block) && next + 1 == block.insns.len();
+        let polls = match (self.at + 1, block.next) {
+            (next, _) if next < block.insns.len() => polls(block, next),
+            (_, Goal::Block(to)) => self.region.blocks.get(to).is_none_or(|block| polls(block, 0)),
+            (_, Goal::Known(way)) => way.polls,
+            (_, Goal::Outside) => true,
         };
-        if next.is_none_or(|(block, next)| block.loops() && next + 1 == block.insns.len()) {
+        if polls {
             self.asm.jmp(at);
             return Ok(());
         }
