@@ -175,6 +175,7 @@ impl Jit {
         mode: Mode,
         patch: &mut Option<u32>,
     ) -> Result<Option<Way>, TripleFault> {
+        let mut enough = self.threshold;
         loop {
             let rip = cpu.rip();
             let stamp = stamp(cpu, mode);
@@ -192,12 +193,15 @@ impl Jit {
                 return Ok(Some(self.through(cpu, mode, door, patch.take())));
             }
             self.cache.stats.cold += 1;
-            match cpu.interpret_block(interpreter, self.threshold)? {
-                Step::Near => {}
+            match cpu.interpret_block(interpreter, enough)? {
+                Step::Near => enough = self.threshold,
                 Step::Anew => return Ok(None),
                 Step::Warm => {
-                    let Some(door) = self.translate(cpu, interpreter, mode, patch) else { continue };
-                    return Ok(Some(self.through(cpu, mode, door, patch.take())));
+                    if let Some(door) = self.translate(cpu, interpreter, mode, patch) {
+                        return Ok(Some(self.through(cpu, mode, door, patch.take())));
+                    }
+                    // The block is to run all the same.
+                    enough = u16::MAX;
                 }
             }
             *patch = None;

@@ -22,6 +22,11 @@ use x86::PAGE_SIZE;
 
 const RBP: Reg = 5;
 
+/// A part of the jump cache's entry for the address whose masked bits are in T0.
+const fn jump(table: usize) -> Mem {
+    Mem::at(RSP, table as i32).index(T0, 3)
+}
+
 impl Job<'_> {
     /// Before a jump backwards: a load that faults when the vCPU is wanted elsewhere. It changes no flag.
     pub(super) fn poll(&mut self, insn: &Insn) {
@@ -190,20 +195,19 @@ impl Job<'_> {
         let at = self.asm.label();
         let site = self.site(offset, following, Kind::Jump { pops });
         self.cold.push(Cold::Jump { at, site });
-        self.look_up_or(at, pops);
+        self.find(at);
+        self.move_stack(pops);
+        self.asm.jmp_mem(jump(HOSTS));
     }
 
-    /// To the address in T1, if the jump cache knows it, or else to `miss`.
-    fn look_up_or(&mut self, miss: Label, pops: i32) {
-        let entry = |table: usize| Mem::at(RSP, table as i32).index(T0, 3);
+    /// Finds the jump cache's entry for the address in T1: leaves the masked bits in T0, the tag in T1.
+    fn find(&mut self, miss: Label) {
         self.count(offset_of!(Inline, jumps));
         self.asm.mov32(T0, T1);
         self.asm.and_mem(T0, field(offset_of!(Frame, jump_mask)));
         self.asm.xor_mem(T1, field(offset_of!(Frame, stamp)));
-        self.asm.cmp_mem(T1, entry(TAGS));
+        self.asm.cmp_mem(T1, jump(TAGS));
         self.asm.jcc(Cond::NE, miss);
-        self.move_stack(pops);
-        self.asm.jmp_mem(entry(HOSTS));
     }
 
     fn move_stack(&mut self, by: i32) {
@@ -310,21 +314,22 @@ impl Job<'_> {
 
     pub(super) fn call_indirect(&mut self, insn: &Insn) -> Result<(), Refused> {
         self.keep_flags();
-        let scratch = field(offset_of!(Frame, scratch));
-        let memory = insn.i.op0_kind() == OpKind::Memory;
-        if memory {
+        if insn.i.op0_kind() == OpKind::Memory {
             let operand = self.operand(insn, 8, false)?;
-            self.asm.load(T0, operand);
-            self.asm.store(scratch, T0);
-        }
-        self.push_return(insn)?;
-        if memory {
-            self.asm.load(T1, scratch);
+            self.asm.load(T1, operand);
         } else {
             self.read(T1, insn.i.op0_register());
         }
+        // The target may be no address, and the interpreter would read it anew: nothing is pushed before it is found.
         let miss = self.miss(insn.offset, insn.end());
-        self.look_up_or(miss, -8);
+        let scratch = field(offset_of!(Frame, scratch));
+        self.find(miss);
+        self.asm.store(scratch, T0);
+        self.push_return(insn)?;
+        self.asm.load(T0, scratch);
+        self.asm.load(T1, jump(TAGS));
+        self.move_stack(-8);
+        self.asm.jmp_mem(jump(HOSTS));
         Ok(())
     }
 

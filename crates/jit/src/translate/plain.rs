@@ -3,6 +3,7 @@
 use super::memory::Address;
 use super::{Job, Refused};
 use crate::asm::{Mem, Reg};
+use crate::flags::Undefined;
 use crate::frame::Frame;
 use crate::region::Insn;
 use crate::regs::{Place, T0, T1, field, place};
@@ -88,7 +89,14 @@ impl Job<'_> {
             }
         }
         let stores = self.operands(insn, &mut out)?;
+        let undefined = Undefined::of(&insn.i).filter(|_| insn.after.needed || insn.after.seen);
+        if undefined == Some(Undefined::Before) {
+            self.asm.compare_equals();
+        }
         self.asm.instruction(self.encoder, &out).map_err(|_| Refused)?;
+        if undefined == Some(Undefined::Behind) {
+            self.asm.compare_equals();
+        }
         for (home, from) in stores.into_iter().flatten() {
             self.asm.store(home, from);
         }
