@@ -304,7 +304,7 @@ impl Cache {
 
     /// Counts that site `number`, which is `kind`, was left for `reason`. For an access at `gva`: why it is slow.
     pub fn leave(&mut self, mmu: &Mmu, reason: Reason, number: u32, kind: &Kind, gva: Gva) -> Option<Slow> {
-        if let (Reason::Access, Kind::Access { size, write }) = (reason, *kind) {
+        if let (Reason::Access, Kind::Access { size, write, .. }) = (reason, *kind) {
             return Some(Slow::of(mmu, gva, size.into(), write));
         }
         let (mnemonic, class) = self.sites.named(number)?;

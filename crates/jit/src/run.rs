@@ -262,8 +262,13 @@ impl Jit {
         // translation, it only pushes one out.
         let origin = cpu.origin();
         let entry = match site.kind {
-            Kind::Access { size, write } => cpu.mmu.refill(origin, address, size.into(), write),
-            Kind::Group(group) if address.offset() + u64::from(group.span) <= PAGE_SIZE => {
+            Kind::Access { size, write, ahead } if aligned(address, ahead) => {
+                cpu.mmu.refill(origin, address, size.into(), write)
+            }
+            Kind::Group(group)
+                if address.offset() + u64::from(group.span) <= PAGE_SIZE
+                    && aligned(address.wrapping_add(group.own.into()), group.ahead) =>
+            {
                 let own = address.wrapping_add(group.own.into());
                 let own = cpu.mmu.refill(origin, own, 1, group.own_write);
                 own.and_then(|_| cpu.mmu.site(address, group.span.into(), group.write))
@@ -331,6 +336,11 @@ fn with_code<T>(
     let known = |offset: u16| interpreter.cache.knows(Hva(page.0 | u64::from(offset)), CodeSize::Bits64);
     let code = Code { page, second, bytes: bytes.get(..len)?, gva, model: &cpu.model.clone(), mode };
     f(&code, &known)
+}
+
+/// Whether `gva` is a multiple of `alignment`, which is a power of two, or 0 for never.
+fn aligned(gva: Gva, alignment: u8) -> bool {
+    alignment != 0 && gva.0 & u64::from(alignment - 1) == 0
 }
 
 /// The page behind that of `gva`.
@@ -439,7 +449,7 @@ impl Tier for Jit {
                 let faulted = slow == Slow::Miss && cpu.mmu.stats().faults != faults;
                 self.cache.stats.access(if faulted { Slow::Fault } else { slow });
             }
-            if let (Reason::Access, Kind::Access { size, write }) = (reason, site.kind)
+            if let (Reason::Access, Kind::Access { size, write, .. }) = (reason, site.kind)
                 && let Some(offset) = cpu.mmu.site(Gva(address), size.into(), write)
             {
                 self.cache.frame.remember(number, offset);

@@ -33,6 +33,8 @@ pub enum Kind {
         size: u8,
         /// Whether it writes.
         write: bool,
+        /// See [`Group::ahead`].
+        ahead: u8,
     },
     /// A jump by the jump cache.
     Jump {
@@ -61,6 +63,9 @@ pub struct Group {
     pub own: u16,
     /// Whether that one writes.
     pub own_write: bool,
+    /// The first one's address must be a multiple of this for the TLB to be filled before the instruction is executed,
+    /// which then cannot fault before its access. 0: not even then.
+    pub ahead: u8,
     /// What becomes of the flags.
     pub flags: Future,
     /// Offset in the code buffer of the displacement of the jump that is made when the group has no page in common.
@@ -203,7 +208,7 @@ mod tests {
     use super::*;
 
     fn site(offset: u16) -> Site {
-        let kind = Kind::Access { size: 8, write: true };
+        let kind = Kind::Access { size: 8, write: true, ahead: 1 };
         Site { offset, units: Units::default(), flags: Flags::Frame, kind, next: 0, again: 0, following: offset + 1 }
     }
 

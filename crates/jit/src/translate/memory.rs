@@ -17,6 +17,7 @@
 use super::groups::Member;
 use super::{Cold, Job, Refused, State};
 use crate::asm::{Cond, Mem, Reg};
+use crate::classify::Units;
 use crate::frame::{Frame, SLOTS};
 use crate::region::Insn;
 use crate::regs::{Place, T0, T1, field, place};
@@ -48,6 +49,33 @@ pub(super) fn bit_offset(i: &Instruction) -> Option<Register> {
         && i.op0_kind() == OpKind::Memory
         && i.op1_kind() == OpKind::Register;
     bits.then(|| i.op1_register())
+}
+
+/// How the operand of `insn`, of `size` bytes, must be aligned so that nothing can be wrong but with its page: what
+/// [`sites::Group::ahead`] says. A page is not to be marked dirty for an instruction that faults before its write.
+fn ahead(insn: &Insn, size: u32, write: bool) -> u8 {
+    let moves = matches!(
+        insn.i.mnemonic(),
+        Mnemonic::Movaps
+            | Mnemonic::Movups
+            | Mnemonic::Movapd
+            | Mnemonic::Movupd
+            | Mnemonic::Movdqa
+            | Mnemonic::Movdqu
+            | Mnemonic::Movss
+            | Mnemonic::Movsd
+            | Mnemonic::Movq
+            | Mnemonic::Vmovups
+            | Mnemonic::Vmovdqu
+            | Mnemonic::Vmovdqa
+            | Mnemonic::Vmovss
+            | Mnemonic::Vmovsd
+    );
+    match size {
+        _ if write && insn.units != Units::default() && !(moves && insn.units.vector) => 0,
+        0..16 => 1,
+        _ => size.next_power_of_two() as u8,
+    }
 }
 
 impl Address {
@@ -165,7 +193,11 @@ impl Job<'_> {
     /// An access with a check of its own.
     fn lone(&mut self, insn: &Insn, address: &Address, size: u32, write: bool) -> Result<Mem, Refused> {
         self.lose_flags(insn);
-        let site = self.site(insn.offset, insn.end(), Kind::Access { size: size as u8, write });
+        let site = self.site(
+            insn.offset,
+            insn.end(),
+            Kind::Access { size: size as u8, write, ahead: ahead(insn, size, write) },
+        );
         self.check(site, address, size, write, None);
         self.accesses.push(site);
         self.resident = None;
@@ -237,6 +269,7 @@ impl Job<'_> {
                 write: group.write,
                 own,
                 own_write: write,
+                ahead: ahead(insn, insn.i.memory_size().size() as u32, write),
                 flags: insn.before,
                 patch: 0,
             };
