@@ -14,12 +14,17 @@ use std::ptr::{NonNull, null_mut};
 /// Code starts at multiples of this, so that a short stub touches as few cache lines as it can.
 const ALIGN: usize = 32;
 
-/// A bounded region of executable memory.
+/// A bounded region of executable memory. Translated code has two parts that grow apart from each other, so that what
+/// is rarely run takes no room between what often is.
 #[derive(Debug)]
 pub struct CodeBuffer {
     writable: Mapping,
     executable: Mapping,
     used: usize,
+    /// Where the code begins that is rarely run.
+    middle: usize,
+    /// Where it ends.
+    cold: usize,
     /// Tells the signal handler that faults in the executable view are ours, as long as it lives.
     _region: signal::Region,
 }
@@ -27,17 +32,18 @@ pub struct CodeBuffer {
 impl CodeBuffer {
     /// Reserves `capacity` bytes, rounded up to pages, for stubs whose faults come back as a [`signal::Frame`] tells.
     pub fn new(capacity: usize) -> Result<Self, Error> {
-        Self::with_faults(capacity, signal::Kind::Stubs)
+        Self::with_faults(capacity, capacity, signal::Kind::Stubs)
     }
 
-    /// Reserves `capacity` bytes, rounded up to pages, for translated code: while it runs RSP is the address of a
-    /// [`signal::Landing`], which gets its faults.
-    pub fn translated(capacity: usize) -> Result<Self, Error> {
-        Self::with_faults(capacity, signal::Kind::Translated)
+    /// Reserves `capacity` bytes, rounded up to pages, for translated code, of which the first `hot` bytes are for what
+    /// is often run. While it runs RSP is the address of a [`signal::Landing`], which gets its faults.
+    pub fn translated(capacity: usize, hot: usize) -> Result<Self, Error> {
+        Self::with_faults(capacity, hot, signal::Kind::Translated)
     }
 
-    fn with_faults(capacity: usize, kind: signal::Kind) -> Result<Self, Error> {
+    fn with_faults(capacity: usize, hot: usize, kind: signal::Kind) -> Result<Self, Error> {
         let capacity = capacity.next_multiple_of(4096);
+        let middle = hot.next_multiple_of(4096).min(capacity);
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
         // SAFETY: a fresh mapping at an address of the kernel's choice; nothing else is affected.
         let writable = Mapping::new(unsafe { mmap_anonymous(null_mut(), capacity, protection, flags) }, capacity)?;
@@ -48,30 +54,41 @@ impl CodeBuffer {
         // SAFETY: the range was just mapped, and nobody else knows of it.
         unsafe { mprotect(executable.pointer.as_ptr().cast(), capacity, protection) }.map_err(refused)?;
         let region = signal::Region::new(executable.pointer.as_ptr().addr(), capacity, kind)?;
-        Ok(Self { writable, executable, used: 0, _region: region })
+        Ok(Self { writable, executable, used: 0, middle, cold: middle, _region: region })
     }
 
     /// Appends code and returns its offset; `None` when there is no room for it.
     pub fn append(&mut self, code: &[u8]) -> Option<usize> {
         let start = self.used;
-        let end = start.checked_add(code.len()).filter(|&end| end <= self.writable.len)?;
-        // SAFETY: `start..end` lies in the mapping, which this value owns and nobody else writes; offsets below `used`
-        // that may be executing are not touched.
-        unsafe { self.writable.pointer.add(start).copy_from_nonoverlapping(NonNull::from(code).cast(), code.len()) };
-        self.used = end.next_multiple_of(ALIGN).min(self.writable.len);
+        let end = start.checked_add(code.len()).filter(|&end| end <= self.middle)?;
+        self.write(start, code);
+        self.used = end.next_multiple_of(ALIGN).min(self.middle);
         Some(start)
+    }
+
+    /// The same for code that is rarely run.
+    pub fn append_cold(&mut self, code: &[u8]) -> Option<usize> {
+        let start = self.cold;
+        self.cold = start.checked_add(code.len()).filter(|&end| end <= self.writable.len)?;
+        self.write(start, code);
+        Some(start)
+    }
+
+    /// Writes `code` to offset `start`. All of it must lie in the mapping, and nothing there be running.
+    fn write(&mut self, start: usize, code: &[u8]) {
+        assert!(start.checked_add(code.len()).is_some_and(|end| end <= self.writable.len));
+        // SAFETY: the range lies in the mapping, which this value owns and nobody else writes.
+        unsafe { self.writable.pointer.add(start).copy_from_nonoverlapping(NonNull::from(code).cast(), code.len()) };
     }
 
     /// Overwrites code at `offset`, all of it within what was appended. False: it is not, and nothing was written.
     ///
     /// Nothing may be running the bytes: the thread that does must be the one that calls this.
     pub fn patch(&mut self, offset: usize, code: &[u8]) -> bool {
-        let fits = offset.checked_add(code.len()).is_some_and(|end| end <= self.used);
+        let end = offset.checked_add(code.len());
+        let fits = end.is_some_and(|end| end <= self.used || (self.middle <= offset && end <= self.cold));
         if fits {
-            // SAFETY: the range lies in the mapping, which this value owns and nobody else writes.
-            unsafe {
-                self.writable.pointer.add(offset).copy_from_nonoverlapping(NonNull::from(code).cast(), code.len());
-            }
+            self.write(offset, code);
         }
         fits
     }
@@ -82,18 +99,30 @@ impl CodeBuffer {
         self.writable.len
     }
 
+    /// Bytes that still fit in the fuller part of the two.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        (self.middle - self.used).min(self.writable.len - self.cold)
+    }
+
     /// Forgets all code. Nothing of it may run afterwards.
     pub fn clear(&mut self) {
-        self.used = 0;
+        (self.used, self.cold) = (0, self.middle);
         // Code that comes here next is written through another address than it is fetched from: a serializing
         // instruction must come in between (SDM vol. 3A, 10.1.3).
         let _ = crate::cpuid(0, 0);
     }
 
-    /// Bytes in use.
+    /// Bytes in use of what is not rarely run: where code comes next.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used
+    }
+
+    /// Where code comes next that is rarely run.
+    #[must_use]
+    pub fn cold(&self) -> usize {
+        self.cold
     }
 
     /// The executable view's first byte.
@@ -159,5 +188,16 @@ mod tests {
         assert_eq!(buffer.append(&[0; 1]), None);
         buffer.clear();
         assert_eq!(buffer.append(&[0; 4096]), Some(0));
+    }
+
+    #[test]
+    fn code_that_is_rarely_run_lies_apart() {
+        let mut buffer = CodeBuffer::translated(3 * 4096, 4096).unwrap();
+        assert_eq!((buffer.append(&[1; 4000]), buffer.append_cold(&[2; 9])), (Some(0), Some(4096)));
+        assert_eq!((buffer.append(&[1; 97]), buffer.append_cold(&[2; 4096])), (None, Some(4105)));
+        assert_eq!((buffer.used(), buffer.cold(), buffer.room()), (4000, 8201, 96));
+        assert!(buffer.patch(4104, &[3, 3]) && !buffer.patch(4094, &[3, 3]) && !buffer.patch(8200, &[3, 3]));
+        buffer.clear();
+        assert_eq!((buffer.used(), buffer.cold(), buffer.room()), (0, 4096, 4096));
     }
 }

@@ -68,23 +68,51 @@ impl Cond {
     pub const A: Self = Self(7);
 }
 
-/// Code being assembled.
+/// Code being assembled: two parts at two places in the code buffer, of which the second is rarely run.
 #[derive(Debug, Default)]
 pub struct Asm {
+    /// The current part.
     bytes: Vec<u8>,
-    /// Offset of the first byte in the code buffer.
+    /// Offset of its first byte in the code buffer.
     origin: usize,
+    /// The other part, and its offset.
+    other: (Vec<u8>, usize),
+    /// The second part is the current one.
+    cold: bool,
+    /// Offsets in the code buffer.
     labels: Vec<Option<usize>>,
     fixups: Vec<(usize, Label)>,
 }
 
 impl Asm {
-    /// Starts anew, for code that will be at `origin` in the code buffer.
-    pub fn reset(&mut self, origin: usize) {
+    /// Starts anew, for code that will be at `origin` in the code buffer, and at `cold` what is rarely run.
+    pub fn reset(&mut self, origin: usize, cold: usize) {
+        self.warm();
         self.bytes.clear();
+        self.other.0.clear();
         self.labels.clear();
         self.fixups.clear();
-        self.origin = origin;
+        (self.origin, self.other.1) = (origin, cold);
+    }
+
+    fn turn(&mut self) {
+        std::mem::swap(&mut self.bytes, &mut self.other.0);
+        std::mem::swap(&mut self.origin, &mut self.other.1);
+        self.cold = !self.cold;
+    }
+
+    /// What comes next is rarely run.
+    pub fn cool(&mut self) {
+        if !self.cold {
+            self.turn();
+        }
+    }
+
+    /// What comes next is often run.
+    pub fn warm(&mut self) {
+        if self.cold {
+            self.turn();
+        }
     }
 
     /// Offset in the code buffer of what comes next.
@@ -101,7 +129,7 @@ impl Asm {
 
     /// Gives a label its place: here.
     pub fn bind(&mut self, label: Label) {
-        let here = self.bytes.len();
+        let here = self.here();
         if let Some(place) = self.labels.get_mut(label.0 as usize) {
             *place = Some(here);
         }
@@ -110,17 +138,22 @@ impl Asm {
     /// The offset in the code buffer of a bound label.
     #[must_use]
     pub fn place(&self, label: Label) -> Option<usize> {
-        self.labels.get(label.0 as usize).copied().flatten().map(|at| at + self.origin)
+        self.labels.get(label.0 as usize).copied().flatten()
     }
 
-    /// Resolves all jumps and gives the bytes; `None` if a label was never bound.
-    pub fn finish(&mut self) -> Option<&[u8]> {
-        for (at, label) in std::mem::take(&mut self.fixups) {
+    /// Resolves all jumps and gives the bytes of both parts; `None` if a label was never bound.
+    pub fn finish(&mut self) -> Option<(&[u8], &[u8])> {
+        self.warm();
+        for (at, label) in &self.fixups {
             let target = self.labels.get(label.0 as usize).copied().flatten()?;
-            let relative = i32::try_from(target as i64 - (at as i64 + 4)).ok()?;
-            self.bytes.get_mut(at..at + 4)?.copy_from_slice(&relative.to_le_bytes());
+            let relative = i32::try_from(target as i64 - (*at as i64 + 4)).ok()?.to_le_bytes();
+            let part = |bytes: &'_ mut Vec<u8>, origin: usize| {
+                let at = at.checked_sub(origin)?;
+                bytes.get_mut(at..at + 4).map(|place| place.copy_from_slice(&relative))
+            };
+            part(&mut self.bytes, self.origin).or_else(|| part(&mut self.other.0, self.other.1))?;
         }
-        Some(&self.bytes)
+        Some((&self.bytes, &self.other.0))
     }
 
     /// Raw bytes.
@@ -342,7 +375,7 @@ impl Asm {
     // --- control
 
     fn relative(&mut self, label: Label) {
-        self.fixups.push((self.bytes.len(), label));
+        self.fixups.push((self.here(), label));
         self.raw(&[0; 4]);
     }
 

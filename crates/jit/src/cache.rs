@@ -27,6 +27,11 @@ const CODE_PER_SITE: usize = 16;
 /// Space to be left in the code buffer for a translation: more than the largest region takes.
 const MARGIN: usize = 256 << 10;
 
+/// How many of `bytes` of code memory are for code that is often run.
+fn hot_part(bytes: usize) -> usize {
+    (bytes / 3 * 2).next_multiple_of(4096)
+}
+
 /// What identifies translated code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key(u64);
@@ -125,15 +130,15 @@ impl Cache {
     /// # Errors
     /// No memory.
     pub fn new(bytes: usize) -> Result<Self, host::Error> {
-        let bytes = bytes.max(4 * MARGIN);
+        let bytes = bytes.max(8 * MARGIN);
         let counting = stats::counting();
-        let code = CodeBuffer::translated(bytes)?;
+        let code = CodeBuffer::translated(bytes, hot_part(bytes))?;
         let frame = FrameMemory::new(bytes / CODE_PER_SITE)?;
         let mut cache = Self {
             code,
             frame,
             thunks: Thunks::default(),
-            sites: Sites::default(),
+            sites: Sites::new(hot_part(bytes)),
             stats: Stats::default(),
             doors: HashMap::new(),
             pages: HashMap::new(),
@@ -238,8 +243,7 @@ impl Cache {
     }
 
     fn make_room(&mut self) {
-        if self.code.used() + MARGIN > self.code.capacity() || self.sites.len() + MARGIN / CODE_PER_SITE > self.slots()
-        {
+        if self.code.room() < MARGIN || self.sites.len() + MARGIN / CODE_PER_SITE > self.slots() {
             self.clear();
         }
     }
@@ -253,7 +257,7 @@ impl Cache {
         let start = Instant::now();
         let Code { page, bytes, gva, model, mode, .. } = *code;
         let offset = u16::try_from(gva.offset()).ok()?;
-        let origin = self.code.used();
+        let origins = [self.code.used(), self.code.cold()];
         let Self { translator, explorer, thunks, sites, pages, .. } = self;
         let graph = pages.entry(page).or_default().graph(mode);
         // Code that was translated as part of other code may only lack a door.
@@ -263,20 +267,24 @@ impl Cache {
             None => explorer.region(&Source { bytes, model, mode, graph }, offset, known)?,
         };
         let made = match &way {
-            Some(way) => translator.door((offset, way), origin, thunks, sites),
-            None => translator.translate(&region, careful, origin, thunks, sites),
+            Some(way) => translator.door((offset, way), origins, thunks, sites),
+            None => translator.translate(&region, careful, origins, thunks, sites),
         };
         let Made { code, doors, nodes, listing } = made.inspect_err(|_| self.stats.refused += 1).ok()?;
         if self.counting {
             self.sites.name(&region);
         }
-        self.code.append(code)?;
+        let [hot, cold] = code;
+        self.code.append(hot)?;
+        self.code.append_cold(cold)?;
         self.stats.time += start.elapsed();
-        let (length, base) = (code.len(), self.code.start().addr() as u64);
+        let base = self.code.start().addr() as u64;
         if let Some(perf) = &self.perf {
-            perf.region(gva, base + origin as u64, code);
+            perf.region(gva, code, origins.map(|origin| base + origin as u64));
         }
-        let host = Host { code, origin, base, thunks: &self.thunks };
+        self.stats.code += hot.len() as u64;
+        self.stats.cold_code += cold.len() as u64;
+        let host = Host { code, origins, base, thunks: &self.thunks };
         log::region(&region, gva.page().0, listing, &host);
         let starts = &mut self.pages.entry(page).or_default().starts;
         for insn in region.all() {
@@ -285,7 +293,6 @@ impl Cache {
             self.stats.distinct += u64::from(starts.insert(insn.offset));
         }
         self.stats.regions += 1;
-        self.stats.bytes += length as u64;
         Some((region, doors, nodes))
     }
 
@@ -324,9 +331,9 @@ impl Cache {
     /// Lets who enters by `door`, known from the jump cache, look for other code.
     fn turn_away(&mut self, door: Door) {
         let mut asm = Asm::default();
-        asm.reset(door.outer as usize);
+        asm.reset(door.outer as usize, 0);
         asm.jmp_to(self.thunks.stale);
-        if let Some(bytes) = asm.finish() {
+        if let Some((bytes, _)) = asm.finish() {
             self.code.patch(door.outer as usize, bytes);
         }
         self.stats.dropped += 1;
@@ -336,7 +343,7 @@ impl Cache {
     pub fn clear(&mut self) {
         self.doors.clear();
         self.pages.clear();
-        self.sites = Sites::default();
+        self.sites = Sites::new(hot_part(self.code.capacity()));
         self.frame.forget_jumps();
         self.code.clear();
         self.stats.flushes += 1;

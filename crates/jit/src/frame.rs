@@ -24,7 +24,8 @@ const JUMP_MASK: u64 = (JUMPS as u64 - 1) << 1;
 /// What [`Frame::poll`] holds to make the next poll fault: no canonical address.
 const KICKED: u64 = 1 << 63;
 
-/// See the module. All addresses that translated code uses are offsets in here.
+/// See the module. All addresses that translated code uses are offsets in here; what it uses most comes first, since
+/// small displacements make short instructions.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Frame {
@@ -43,6 +44,12 @@ pub struct Frame {
     pub jump_mask: AtomicU64,
     /// The MMU's fetch stamp: what an address is combined with to make the tag of a jump cache entry.
     pub stamp: u64,
+    /// The site that left translated code.
+    pub site: u32,
+    /// Which recipe makes the flags where several ways meet: its number, or 0 if they are in `flags`.
+    pub recipe: u32,
+    /// Addends of groups of accesses: see `translate::groups`.
+    pub addends: [u64; crate::translate::groups::KEPT],
     /// Base of FS.
     pub fs: u64,
     /// Base of GS.
@@ -51,10 +58,10 @@ pub struct Frame {
     pub tlb_mask: u64,
     /// An address: of the access that missed, or the tag with which code is entered.
     pub address: u64,
-    /// The site that left translated code.
-    pub site: u32,
-    /// Why it did.
+    /// Why translated code was left.
     pub reason: u32,
+    /// For alignment.
+    pub reserved: u32,
     /// The vCPU's general registers.
     pub registers: u64,
     /// The vCPU's requests, see `cpu::hooks::Signals`.
@@ -71,12 +78,6 @@ pub struct Frame {
     pub saved: u64,
     /// Where to go on behind a site.
     pub behind: u64,
-    /// Which recipe makes the flags where several ways meet: its number, or 0 if they are in `flags`.
-    pub recipe: u32,
-    /// For alignment.
-    pub reserved: u32,
-    /// Addends of groups of accesses: see `translate::groups`.
-    pub addends: [u64; crate::translate::groups::KEPT],
     /// Status flags at a fault that the host raised.
     pub fault_flags: u64,
     /// What translated code counts, if it does.

@@ -6,7 +6,7 @@
 use crate::frame::{Frame, HOSTS, SLOTS, TAGS};
 use crate::region::Region;
 use crate::stats::Inline;
-use crate::thunks::Thunks;
+use crate::thunks::{SIZES, Thunks};
 use iced_x86::{
     Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter, OpKind, Register, SymbolResolver, SymbolResult,
 };
@@ -116,14 +116,28 @@ impl Listing {
 /// Host code to be shown, and where it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Host<'a> {
-    /// The code.
-    pub code: &'a [u8],
-    /// Where it starts in the code buffer.
-    pub origin: usize,
+    /// The code: what is often run, and what is not.
+    pub code: [&'a [u8]; 2],
+    /// Where they start in the code buffer.
+    pub origins: [usize; 2],
     /// Host address of the code buffer.
     pub base: u64,
     /// The shared code.
     pub thunks: &'a Thunks,
+}
+
+impl Host<'_> {
+    /// The code from `at` on, up to `end` if that lies in the same part.
+    fn piece(&self, at: usize, end: Option<usize>) -> &[u8] {
+        let part = |(code, origin): (&[u8], usize)| {
+            let start = at.checked_sub(origin).filter(|start| *start < code.len())?;
+            let end = end.and_then(|end| end.checked_sub(origin)).map_or(code.len(), |end| end.min(code.len()));
+            Some((origin, start, end))
+        };
+        let parts = self.code.into_iter().zip(self.origins);
+        let found = parts.filter_map(|(code, origin)| part((code, origin)).map(|(_, start, end)| code.get(start..end)));
+        found.flatten().next().unwrap_or_default()
+    }
 }
 
 /// Writes to the log what was made of `region`, whose page is at guest address `page`.
@@ -136,18 +150,19 @@ pub fn region(region: &Region, page: u64, listing: &Listing, host: &Host<'_>) {
 }
 
 fn lines(region: &Region, page: u64, marks: &[Mark], host: &Host<'_>) -> Vec<String> {
-    let start = host.base.wrapping_add(host.origin as u64);
+    let [hot, cold] = host.origins.map(|origin| host.base.wrapping_add(origin as u64));
     let guest = |offset: u16| page.wrapping_add(offset.into());
     let insns = || region.all().iter();
     let bytes: usize = insns().map(|insn| insn.i.len()).sum();
     let mut lines = vec![format!(
-        "region of {} instructions, {bytes} bytes: {} bytes of host code at {start:x}",
+        "region of {} instructions, {bytes} bytes: {} bytes of host code at {hot:x}, {} that are rarely run at {cold:x}",
         insns().count(),
-        host.code.len()
+        host.code[0].len(),
+        host.code[1].len()
     )];
     let mut plain = NasmFormatter::new();
     let mut named = NasmFormatter::with_options(Some(Box::new(Names::new(marks, host))), None);
-    let ends = marks.iter().skip(1).map(|mark| mark.at).chain([host.origin + host.code.len()]);
+    let ends = marks.iter().skip(1).map(|mark| Some(mark.at)).chain([None]);
     for (mark, end) in marks.iter().zip(ends) {
         let mut heading = format!("{:016x}{:<11}", guest(mark.offset), mark.part.name());
         match insns().find(|insn| insn.offset == mark.offset) {
@@ -162,10 +177,8 @@ fn lines(region: &Region, page: u64, marks: &[Mark], host: &Host<'_>) -> Vec<Str
             _ => heading.push_str(mark.part.text()),
         }
         lines.push(heading);
-        let piece = mark.at.wrapping_sub(host.origin)..end.wrapping_sub(host.origin);
         let ip = host.base.wrapping_add(mark.at as u64);
-        let code = host.code.get(piece).unwrap_or_default();
-        for instruction in &mut Decoder::with_ip(64, code, ip, DecoderOptions::NONE) {
+        for instruction in &mut Decoder::with_ip(64, host.piece(mark.at, end), ip, DecoderOptions::NONE) {
             let mut line = format!("    {:012x}    ", instruction.ip());
             named.format(&instruction, &mut line);
             lines.push(line);
@@ -226,9 +239,10 @@ impl Names {
         for (at, thunk) in shared {
             name(at, thunk.to_owned());
         }
-        for (thunk, [read, write]) in [("find", access), ("find_group", group)] {
-            name(read, format!("{thunk}_read"));
-            name(write, format!("{thunk}_write"));
+        let sizes = SIZES.map(|size| size.to_string());
+        for (thunk, [read, write]) in sizes.iter().map(String::as_str).zip(access).chain([("group", group)]) {
+            name(read, format!("find_read_{thunk}"));
+            name(write, format!("find_write_{thunk}"));
         }
         let fields = [
             (offset_of!(Frame, homes), "r13"),

@@ -141,9 +141,14 @@ impl Perf {
         Ok(Self(Mutex::new(Files { map, dump })))
     }
 
-    /// Notes that `code` is at host address `start`, made of the guest's code at `gva`.
-    pub fn region(&self, gva: Gva, start: u64, code: &[u8]) {
-        self.add(&format!("guest:{:x}", gva.0), start, code);
+    /// Notes that `code` is at host addresses `starts`, made of the guest's code at `gva`: what is often run, and what is
+    /// not.
+    pub fn region(&self, gva: Gva, code: [&[u8]; 2], starts: [u64; 2]) {
+        for ((code, start), suffix) in
+            code.into_iter().zip(starts).zip(["", ".cold"]).filter(|((code, _), _)| !code.is_empty())
+        {
+            self.add(&format!("guest:{:x}{suffix}", gva.0), start, code);
+        }
     }
 
     /// Notes the code that all regions share.

@@ -97,8 +97,10 @@ pub struct Sites {
     all: Vec<Site>,
     /// Each one's instruction, for counting.
     named: Vec<(Mnemonic, Class)>,
-    /// Host code from this offset on belongs to this site. Ascending.
-    faults: Vec<(u32, u32)>,
+    /// Host code from this offset on belongs to this site: for each of the two parts of the code buffer, ascending.
+    faults: [Vec<(u32, u32)>; 2],
+    /// Where the second part begins.
+    middle: usize,
     /// Recipes, numbered from 1.
     recipes: Vec<Recipe>,
     numbers: HashMap<Recipe, u32>,
@@ -107,6 +109,12 @@ pub struct Sites {
 }
 
 impl Sites {
+    /// None, for a code buffer whose second part begins at offset `middle`.
+    #[must_use]
+    pub fn new(middle: usize) -> Self {
+        Self { middle, ..Self::default() }
+    }
+
     /// Number of sites.
     #[must_use]
     pub fn len(&self) -> usize {
@@ -183,23 +191,28 @@ impl Sites {
 
     /// Faults of host code from `host` on belong to `site`.
     pub fn covers(&mut self, host: usize, site: u32) {
-        self.faults.push((host as u32, site));
+        let part = usize::from(host >= self.middle);
+        self.faults[part].push((host as u32, site));
     }
 
     /// The site that host code at `host` belongs to.
     #[must_use]
     pub fn at(&self, host: usize) -> Option<u32> {
-        let after = self.faults.partition_point(|(start, _)| *start as usize <= host);
-        self.faults.get(after.checked_sub(1)?).map(|(_, site)| *site)
+        let faults = &self.faults[usize::from(host >= self.middle)];
+        let after = faults.partition_point(|(start, _)| *start as usize <= host);
+        faults.get(after.checked_sub(1)?).map(|(_, site)| *site)
     }
 
-    /// Forgets all but the first `sites` and what covers host code from `host` on: a translation that came to nothing.
-    pub fn truncate(&mut self, sites: usize, host: usize) {
+    /// Forgets all but the first `sites` and what covers host code from `origins` on, one in each part: a translation
+    /// that came to nothing.
+    pub fn truncate(&mut self, sites: usize, origins: [usize; 2]) {
         self.all.truncate(sites);
         self.ops.truncate(sites);
         self.named.truncate(sites);
-        let keep = self.faults.partition_point(|(start, _)| (*start as usize) < host);
-        self.faults.truncate(keep);
+        for (faults, origin) in self.faults.iter_mut().zip(origins) {
+            let keep = faults.partition_point(|(start, _)| (*start as usize) < origin);
+            faults.truncate(keep);
+        }
     }
 }
 
@@ -214,25 +227,29 @@ mod tests {
 
     #[test]
     fn host_code_belongs_to_the_last_site_that_began() {
-        let mut sites = Sites::default();
+        let mut sites = Sites::new(1000);
         assert_eq!(sites.at(5), None);
         let (a, b) = (sites.add(site(1)), sites.add(site(2)));
         sites.covers(100, a);
+        sites.covers(1020, b);
         sites.covers(120, b);
-        assert_eq!([99, 100, 119, 120, 5000].map(|host| sites.at(host)), [None, Some(a), Some(a), Some(b), Some(b)]);
+        assert_eq!([99, 100, 119, 120, 999].map(|host| sites.at(host)), [None, Some(a), Some(a), Some(b), Some(b)]);
+        assert_eq!([1000, 1020, 5000].map(|host| sites.at(host)), [None, Some(b), Some(b)]);
         assert_eq!(sites.get(b).map(|site| site.offset), Some(2));
         assert!(sites.get(2).is_none());
     }
 
     #[test]
     fn a_translation_that_came_to_nothing_leaves_nothing() {
-        let mut sites = Sites::default();
+        let mut sites = Sites::new(1000);
         let kept = sites.add(site(1));
         sites.covers(100, kept);
+        sites.covers(1100, kept);
         let gone = sites.add(site(2));
         sites.covers(200, gone);
-        sites.truncate(1, 200);
-        assert_eq!((sites.len(), sites.at(250)), (1, Some(kept)));
+        sites.covers(1200, gone);
+        sites.truncate(1, [200, 1200]);
+        assert_eq!((sites.len(), sites.at(250), sites.at(1250)), (1, Some(kept), Some(kept)));
         assert_eq!(sites.add(site(3)), gone);
     }
 

@@ -128,7 +128,9 @@ pub struct Stats {
     /// Bytes of guest code translated.
     pub guest_bytes: u64,
     /// Bytes of host code made from them.
-    pub bytes: u64,
+    pub code: u64,
+    /// And of what is rarely run.
+    pub cold_code: u64,
     /// Time that took.
     pub time: Duration,
     /// Regions that could not be translated.
@@ -213,8 +215,9 @@ impl fmt::Display for Stats {
         let again = format!("translated {:.2} times each", ratio(self.instructions, self.distinct));
         line("  distinct ones", self.distinct, &again)?;
         line("bytes of guest code", self.guest_bytes, &each(self.guest_bytes))?;
-        let bytes = format!("{:.1} a guest instruction", ratio(self.bytes, self.instructions));
-        line("bytes of host code", self.bytes, &bytes)?;
+        let bytes = |bytes: u64| format!("{:.1} a guest instruction", ratio(bytes, self.instructions));
+        line("bytes of host code", self.code, &bytes(self.code))?;
+        line("  rarely run", self.cold_code, &bytes(self.cold_code))?;
         let nanoseconds = u64::try_from(self.time.as_nanos()).unwrap_or(u64::MAX);
         let time = format!("{:.0} ns a guest instruction", ratio(nanoseconds, self.instructions));
         line("microseconds spent on it", nanoseconds / 1000, &time)?;
@@ -330,7 +333,7 @@ mod tests {
 
     #[test]
     fn the_report_is_aligned_and_says_what_is_not_known() {
-        let mut stats = Stats { regions: 2, instructions: 30, distinct: 20, bytes: 900, ..Stats::default() };
+        let mut stats = Stats { regions: 2, instructions: 30, distinct: 20, code: 900, ..Stats::default() };
         stats.time = Duration::from_micros(9);
         stats.interpreted.add(Mnemonic::Cpuid);
         stats.access(Slow::Watch);

@@ -4,7 +4,7 @@
 //! always finds the vCPU complete. Vector and x87 registers are loaded when code that uses them is entered, and
 //! stored on the way out if they were. Rust gets the host's MXCSR and x87 unit, DF and AC clear, upper halves zero.
 
-use crate::asm::{Asm, Cond, Mem, RAX, RCX, RDI, RSP};
+use crate::asm::{Asm, Cond, Mem, RAX, RDI, RSP};
 use crate::frame::{Frame, SLOTS};
 use crate::regs::{Place, T0, T1, field, place};
 use crate::stats::Inline;
@@ -12,6 +12,7 @@ use host::code::CodeBuffer;
 use host::vector::VectorState;
 use memory::tlb::Entry;
 use std::mem::offset_of;
+use x86::PAGE_SIZE;
 
 /// Why translated code was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,16 +32,19 @@ pub enum Reason {
     Jump = 5,
 }
 
+/// Bytes of an access.
+pub const SIZES: [u32; 7] = [1, 2, 4, 8, 10, 16, 32];
+
 /// Where the shared code is: offsets in the code buffer.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Thunks {
     /// `extern "sysv64" fn(*mut Frame)`.
     pub enter: usize,
-    /// Leave with [`Reason::Interpret`]; `Frame::site` is set.
+    /// Leave with [`Reason::Interpret`]; the site's number is on the stack.
     pub interpret: usize,
-    /// Leave with [`Reason::Direct`]; `Frame::site` is set.
+    /// Leave with [`Reason::Direct`]; the site's number is on the stack.
     pub direct: usize,
-    /// Leave with [`Reason::Jump`]; `Frame::site` is set, and the tag in T1.
+    /// Leave with [`Reason::Jump`]; the site's number is on the stack, the tag in T1.
     pub jump: usize,
     /// Leave with [`Reason::Stale`].
     pub stale: usize,
@@ -53,10 +57,11 @@ pub struct Thunks {
     /// Where to enter to go on at `Frame::behind` with RFLAGS and the registers of these units loaded: x87 (1),
     /// vector (2), both.
     pub resume: [usize; 4],
-    /// To be called when an access misses, for reading and for writing, with the highest offset in a page at which it
-    /// may start and the site's number on the stack. Returns to try again, or leaves.
-    pub access: [usize; 2],
-    /// The same for the first of a group: returns to try again, or five bytes further with the site's number in T1.
+    /// To be called when an access of one of [`SIZES`] misses, for reading and for writing, with the site's number on the
+    /// stack. Returns with the addend in T1, or leaves.
+    pub access: [[usize; 2]; SIZES.len()],
+    /// The same for the first of a group, with the highest offset in a page at which it may start on the stack as well:
+    /// returns so, or five bytes further with the site's number in T1.
     pub group: [usize; 2],
     /// Leave with [`Reason::Access`]; T1 is the site's number.
     pub missed: usize,
@@ -69,7 +74,7 @@ impl Thunks {
     /// The buffer has no room.
     pub fn emit(code: &mut CodeBuffer, counting: bool) -> Option<Self> {
         let mut asm = Asm::default();
-        asm.reset(code.used());
+        asm.reset(code.used(), code.cold());
         let mut thunks = Self { enter: enter(&mut asm), ..Self::default() };
         let store_vector = store_vector(&mut asm);
         thunks.load_vector = load_vector(&mut asm);
@@ -94,11 +99,20 @@ impl Thunks {
             asm.jmp_to(leave);
             here
         };
-        thunks.interpret = reason(&mut asm, Reason::Interpret);
-        thunks.direct = reason(&mut asm, Reason::Direct);
-        thunks.jump = asm.here();
-        asm.store(field(offset_of!(Frame, address)), T1);
-        reason(&mut asm, Reason::Jump);
+        let exits = [
+            (&mut thunks.interpret, Reason::Interpret),
+            (&mut thunks.direct, Reason::Direct),
+            (&mut thunks.jump, Reason::Jump),
+        ];
+        for (thunk, why) in exits {
+            *thunk = asm.here();
+            asm.pop(T0);
+            asm.store32(field(offset_of!(Frame, site)), T0);
+            if why == Reason::Jump {
+                asm.store(field(offset_of!(Frame, address)), T1);
+            }
+            reason(&mut asm, why);
+        }
         thunks.stale = asm.here();
         asm.store(field(offset_of!(Frame, address)), T1);
         reason(&mut asm, Reason::Stale);
@@ -111,10 +125,13 @@ impl Thunks {
         asm.mov(RAX, T0);
         reason(&mut asm, Reason::Fault);
         for (n, comparator) in [Entry::READ, Entry::WRITE].into_iter().enumerate() {
-            thunks.access[n] = access(&mut asm, comparator as i32, Some(thunks.missed), counting);
-            thunks.group[n] = access(&mut asm, comparator as i32, None, counting);
+            let mut access = |limit| access(&mut asm, comparator as i32, limit, thunks.missed, counting);
+            for (size, thunks) in SIZES.into_iter().zip(&mut thunks.access) {
+                thunks[n] = access(Some(PAGE_SIZE as u32 - size));
+            }
+            thunks.group[n] = access(None);
         }
-        code.append(asm.finish()?)?;
+        code.append(asm.finish()?.0)?;
         Some(thunks)
     }
 }
@@ -258,43 +275,44 @@ fn load_x87(asm: &mut Asm, store_vector: usize, load_vector: usize) -> usize {
 }
 
 /// An access whose remembered entry is not its page's: T0 holds address minus comparator, T1 the entry's offset, the
-/// stack the limit and the site. Finds the entry by the address; if that one serves, the site remembers it and tries
-/// again. If not, goes to `missed`, or returns to behind the jump that tries again.
-fn access(asm: &mut Asm, comparator: i32, missed: Option<usize>, counting: bool) -> usize {
+/// stack the site's number. Finds the entry by the address; if that one serves, the site remembers it, and T1 gets its
+/// addend. If not, leaves. `limit`: the highest offset in a page at which the access may start. For a group it is on the
+/// stack, and what cannot be helped returns five bytes further, with the site's number in T1.
+fn access(asm: &mut Asm, comparator: i32, limit: Option<u32>, missed: usize, counting: bool) -> usize {
     let here = asm.here();
-    // The return address, the site's number and the limit are on the stack.
-    let frame = |offset: usize| field(offset + 24);
+    // Below the frame are the return address and what was pushed.
+    let pushed = if limit.is_some() { 8 } else { 16 };
+    let frame = |offset: usize| field(offset + 8 + usize::from(pushed));
     if counting {
         asm.inc_mem(frame(offset_of!(Frame, inline) + offset_of!(Inline, looked_up)));
     }
     let miss = asm.label();
     asm.add_mem(T0, Mem::gs(T1, comparator));
     asm.store(frame(offset_of!(Frame, address)), T0);
-    asm.store(frame(offset_of!(Frame, saved)), RCX);
-    asm.mov(RCX, T0);
-    asm.shr(RCX, 7);
-    asm.and_mem(RCX, frame(offset_of!(Frame, tlb_mask)));
-    asm.sub_mem(T0, Mem::gs(RCX, comparator));
-    asm.cmp_mem(T0, Mem::at(RSP, 16));
-    asm.load32(T1, Mem::at(RSP, 8));
+    asm.mov(T1, T0);
+    asm.shr(T1, 7);
+    asm.and_mem(T1, frame(offset_of!(Frame, tlb_mask)));
+    asm.sub_mem(T0, Mem::gs(T1, comparator));
+    match limit {
+        Some(limit) => asm.cmp_imm(T0, limit as i32),
+        None => asm.cmp_mem(T0, Mem::at(RSP, 16)),
+    }
+    asm.load32(T0, Mem::at(RSP, 8));
     asm.jcc(Cond::A, miss);
-    asm.store32(Mem::at(RSP, SLOTS as i32 + 24).index(T1, 2), RCX);
-    asm.load(RCX, frame(offset_of!(Frame, saved)));
-    asm.ret(16);
+    asm.store32(Mem::at(RSP, SLOTS as i32 + 8 + i32::from(pushed)).index(T0, 2), T1);
+    asm.load(T1, Mem::gs(T1, Entry::ADDEND as i32));
+    asm.ret(pushed);
     asm.bind(miss);
-    asm.load(RCX, frame(offset_of!(Frame, saved)));
-    match missed {
-        Some(missed) => {
-            asm.lea(RSP, Mem::at(RSP, 24));
-            asm.jmp_to(missed);
-        }
-        None => {
-            // Over the jump that tries again.
-            asm.load(T0, Mem::at(RSP, 0));
-            asm.lea(T0, Mem::at(T0, 5));
-            asm.store(Mem::at(RSP, 0), T0);
-            asm.ret(16);
-        }
+    asm.mov32(T1, T0);
+    if limit.is_some() {
+        asm.lea(RSP, Mem::at(RSP, 16));
+        asm.jmp_to(missed);
+    } else {
+        // Over the jump to behind the check.
+        asm.load(T0, Mem::at(RSP, 0));
+        asm.lea(T0, Mem::at(T0, 5));
+        asm.store(Mem::at(RSP, 0), T0);
+        asm.ret(pushed);
     }
     here
 }

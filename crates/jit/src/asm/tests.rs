@@ -18,7 +18,7 @@ fn text(bytes: &[u8]) -> String {
 fn emitted(emit: impl FnOnce(&mut Asm)) -> String {
     let mut asm = Asm::default();
     emit(&mut asm);
-    text(asm.finish().expect("all labels are bound"))
+    text(asm.finish().expect("all labels are bound").0)
 }
 
 /// Every base, with and without every index, and each size of displacement.
@@ -67,7 +67,7 @@ fn the_other_forms_are_encoded() {
 #[test]
 fn labels_are_resolved_both_ways() {
     let mut asm = Asm::default();
-    asm.reset(0x1000);
+    asm.reset(0x1000, 0x9000);
     let (back, ahead) = (asm.label(), asm.label());
     asm.bind(back);
     asm.jcc(Cond::NE, ahead);
@@ -75,8 +75,30 @@ fn labels_are_resolved_both_ways() {
     asm.bind(ahead);
     asm.jmp_to(0x1000);
     assert_eq!(asm.place(ahead), Some(0x100b));
-    assert_eq!(text(asm.finish().unwrap()), "jne near 000000000000000Bh; jmp 0; jmp 0");
+    assert_eq!(text(asm.finish().unwrap().0), "jne near 000000000000000Bh; jmp 0; jmp 0");
     let unbound = asm.label();
     asm.jmp(unbound);
     assert!(asm.finish().is_none());
+}
+
+#[test]
+fn the_two_parts_jump_to_each_other() {
+    let mut asm = Asm::default();
+    asm.reset(0x1000, 0x9000);
+    let (hot, cold) = (asm.label(), asm.label());
+    asm.jcc(Cond::A, cold);
+    asm.cool();
+    asm.bind(cold);
+    asm.push(0);
+    asm.jmp(hot);
+    asm.warm();
+    asm.bind(hot);
+    asm.jmp_to(0x1000);
+    asm.cool();
+    asm.jmp_to(0x9001);
+    assert_eq!((asm.place(hot), asm.place(cold), asm.here()), (Some(0x1006), Some(0x9000), 0x900b));
+    let (first, second) = asm.finish().unwrap();
+    let shown = |bytes, ip| Decoder::with_ip(64, bytes, ip, 0).into_iter().map(|i| i.to_string()).collect::<Vec<_>>();
+    assert_eq!(shown(first, 0x1000), ["ja near 0000000000009000h", "jmp 0000000000001000h"]);
+    assert_eq!(shown(second, 0x9000), ["push rax", "jmp 0000000000001006h", "jmp 0000000000009001h"]);
 }

@@ -123,5 +123,5 @@ fn what_does_not_fit_flushes() {
             return;
         }
     }
-    panic!("{} bytes of code fit", cache.stats.bytes);
+    panic!("{} bytes of code fit", cache.stats.code);
 }

@@ -7,7 +7,7 @@
 //! mov  T1d, [slot]            ; what the site remembers
 //! sub  T0, gs:[T1+comparator] ; GS: the current table
 //! cmp  T0, 4096-size          ; in that page, all of it, and nothing to be said against it?
-//! ja   slow                   ; find the entry by the address, remember it, try again
+//! ja   slow                   ; find the entry by the address, and remember it
 //! mov  T1, gs:[T1+addend]
 //! op   reg, [ea+T1]
 //! ```
@@ -208,7 +208,7 @@ impl Job<'_> {
     fn check(&mut self, site: u32, address: &Address, size: u32, write: bool, group: Option<State>) {
         self.sites.covers(self.asm.here(), site);
         self.count(offset_of!(Inline, accesses));
-        let (retry, at) = (self.asm.label(), self.asm.label());
+        let (retry, at, hit) = (self.asm.label(), self.asm.label(), self.asm.label());
         let limit = 4096 - size;
         self.asm.bind(retry);
         self.effective(address);
@@ -220,7 +220,8 @@ impl Job<'_> {
         self.asm.cmp_imm(T0, limit as i32);
         self.asm.jcc(Cond::A, at);
         self.asm.load(T1, Mem::gs(T1, Entry::ADDEND as i32));
-        self.cold.push(Cold::Access { at, site, limit, write, retry, group });
+        self.asm.bind(hit);
+        self.cold.push(Cold::Access { at, site, size, write, retry, hit, group });
     }
 
     /// Adds to T0 the words of `size` (4 or 8) bytes that a bit offset spans. Uses T1.

@@ -21,7 +21,7 @@ use crate::log::{Listing, Part};
 use crate::region::{Block, Entry, Goal, Insn, Region};
 use crate::regs::{T0, T1, field};
 use crate::sites::{Flags, Kind, Site, Sites};
-use crate::thunks::{Thunks, restore_flags, save_flags};
+use crate::thunks::{SIZES, Thunks, restore_flags, save_flags};
 use ::memory::Hva;
 use groups::Plan;
 use iced_x86::{Encoder, InstructionInfoFactory};
@@ -62,8 +62,8 @@ pub struct Door {
 /// A translation.
 #[derive(Debug)]
 pub struct Made<'a> {
-    /// The code.
-    pub code: &'a [u8],
+    /// The code: what is often run, and what is not.
+    pub code: [&'a [u8]; 2],
     /// The ways in.
     pub doors: Vec<Door>,
     /// The blocks.
@@ -75,7 +75,7 @@ pub struct Made<'a> {
 /// Code that is rarely reached, emitted behind the rest.
 enum Cold {
     /// An access that missed; where the flags are if it is the first of a group.
-    Access { at: Label, site: u32, limit: u32, write: bool, retry: Label, group: Option<State> },
+    Access { at: Label, site: u32, size: u32, write: bool, retry: Label, hit: Label, group: Option<State> },
     /// An instruction that is left to the interpreter.
     Interpret { at: Label, site: u32 },
     /// A jump whose target is not in the jump cache.
@@ -115,7 +115,7 @@ impl Translator {
         Self { asm, encoder, factory, counting, listing: Listing::new(listing) }
     }
 
-    /// Translates `region` for `origin` in the code buffer; `careful`: with a check for each access.
+    /// Translates `region` for `origins` in the code buffer; `careful`: with a check for each access.
     ///
     /// # Errors
     /// Something does not fit; nothing is left in `sites` then.
@@ -123,23 +123,23 @@ impl Translator {
         &mut self,
         region: &Region,
         careful: bool,
-        origin: usize,
+        origins: [usize; 2],
         thunks: &Thunks,
         sites: &mut Sites,
     ) -> Result<Made<'_>, Refused> {
         let before = sites.len();
         // What groups cannot express is translated without them.
         for grouping in [true, false].into_iter().filter(|grouping| !(careful && *grouping)) {
-            let mut job = Job::new(self, region, origin, thunks, sites);
+            let mut job = Job::new(self, region, origins, thunks, sites);
             (job.grouping, job.careful) = (grouping, careful);
             match job.run() {
                 Ok(()) => {
                     let nodes = if region.crosses() { Vec::new() } else { job.nodes() };
                     let doors = job.doors;
-                    let code = self.asm.finish().ok_or(Refused)?;
+                    let code = self.asm.finish().map(|(hot, cold)| [hot, cold]).ok_or(Refused)?;
                     return Ok(Made { code, doors, nodes, listing: &self.listing });
                 }
-                Err(Refused) => sites.truncate(before, origin),
+                Err(Refused) => sites.truncate(before, origins),
             }
         }
         Err(Refused)
@@ -152,16 +152,16 @@ impl Translator {
     pub fn door(
         &mut self,
         (offset, way): (u16, &Way),
-        origin: usize,
+        origins: [usize; 2],
         thunks: &Thunks,
         sites: &mut Sites,
     ) -> Result<Made<'_>, Refused> {
         let region = Region::default();
-        let mut job = Job::new(self, &region, origin, thunks, sites);
+        let mut job = Job::new(self, &region, origins, thunks, sites);
         job.door(offset, way.entry, way.units);
         job.asm.jmp_to(way.place as usize);
         let doors = job.doors;
-        let code = self.asm.finish().ok_or(Refused)?;
+        let code = self.asm.finish().map(|(hot, cold)| [hot, cold]).ok_or(Refused)?;
         Ok(Made { code, doors, nodes: Vec::new(), listing: &self.listing })
     }
 }
@@ -204,12 +204,13 @@ impl<'a> Job<'a> {
     fn new(
         translator: &'a mut Translator,
         region: &'a Region,
-        origin: usize,
+        origins: [usize; 2],
         thunks: &'a Thunks,
         sites: &'a mut Sites,
     ) -> Self {
         let Translator { asm, encoder, factory, counting, listing } = translator;
-        asm.reset(origin);
+        let [hot, cold] = origins;
+        asm.reset(hot, cold);
         listing.reset();
         let count = region.blocks.len();
         let labels = (0..count).map(|_| asm.label()).collect();
@@ -400,11 +401,16 @@ impl<'a> Job<'a> {
     fn interpret(&mut self, n: usize, insn: &Insn) {
         self.keep_flags();
         let site = self.site(insn.offset, insn.end(), Kind::Instruction);
-        self.asm.store_imm32(field(offset_of!(Frame, site)), site);
-        self.asm.jmp_to(self.thunks.interpret);
+        self.go_out(site, self.thunks.interpret);
         if let Some(block) = self.region.blocks.get(n) {
             self.pending.push((site, block.next));
         }
+    }
+
+    /// Leaves translated code at `site` by one of two thunks.
+    fn go_out(&mut self, site: u32, thunk: usize) {
+        self.asm.push_imm(site);
+        self.asm.jmp_to(thunk);
     }
 
     /// A new site for the instruction at `offset`, with the flags where they are now.
@@ -497,17 +503,24 @@ impl<'a> Job<'a> {
     }
 
     fn emit_cold(&mut self) -> Result<(), Refused> {
+        self.asm.cool();
         while let Some(cold) = self.cold.pop() {
             let (part, offset) = self.belongs(&cold);
             self.listing.mark(self.asm.here(), part, offset);
             match cold {
-                Cold::Access { at, site, limit, write, retry, group } => {
+                Cold::Access { at, site, size, write, retry, hit, group } => {
                     self.asm.bind(at);
-                    self.asm.push_imm(limit);
+                    if group.is_some() {
+                        self.asm.push_imm(PAGE_SIZE as u32 - size);
+                    }
                     self.asm.push_imm(site);
-                    let thunks = if group.is_some() { self.thunks.group } else { self.thunks.access };
+                    let thunks = match SIZES.iter().position(|of| *of == size) {
+                        _ if group.is_some() => self.thunks.group,
+                        Some(n) => self.thunks.access[n],
+                        None => return Err(Refused),
+                    };
                     self.asm.call_to(thunks[usize::from(write)]);
-                    self.asm.jmp(retry);
+                    self.asm.jmp(hit);
                     if let Some(state) = group {
                         self.leave_group(site, state)?;
                     }
@@ -518,18 +531,15 @@ impl<'a> Job<'a> {
                 }
                 Cold::Interpret { at, site } => {
                     self.asm.bind(at);
-                    self.asm.store_imm32(field(offset_of!(Frame, site)), site);
-                    self.asm.jmp_to(self.thunks.interpret);
+                    self.go_out(site, self.thunks.interpret);
                 }
                 Cold::Jump { at, site } => {
                     self.asm.bind(at);
-                    self.asm.store_imm32(field(offset_of!(Frame, site)), site);
-                    self.asm.jmp_to(self.thunks.jump);
+                    self.go_out(site, self.thunks.jump);
                 }
                 Cold::Direct { at, site } => {
                     self.asm.bind(at);
-                    self.asm.store_imm32(field(offset_of!(Frame, site)), site);
-                    self.asm.jmp_to(self.thunks.direct);
+                    self.go_out(site, self.thunks.direct);
                 }
                 Cold::Edge { at, state, from: _, to } => {
                     self.asm.bind(at);

@@ -7,6 +7,7 @@ use crate::flags::Undefined;
 use crate::frame::Frame;
 use crate::region::Insn;
 use crate::regs::{Place, T0, T1, field, place};
+use crate::thunks::SIZES;
 use iced_x86::{Instruction, OpAccess, OpKind, Register};
 use std::mem::offset_of;
 
@@ -14,7 +15,7 @@ use std::mem::offset_of;
 /// host register as there are scratch registers, and AH, CH, DH, BH only where no REX prefix is needed.
 #[must_use]
 pub fn fits(i: &Instruction, memory: bool) -> bool {
-    if memory && (Address::of(i).is_none() || !matches!(i.memory_size().size(), 1 | 2 | 4 | 8 | 10 | 16 | 32)) {
+    if memory && (Address::of(i).is_none() || !SIZES.contains(&(i.memory_size().size() as u32))) {
         return false;
     }
     let registers = || (0..i.op_count()).filter(|n| i.op_kind(*n) == OpKind::Register).map(|n| i.op_register(n));
