@@ -42,6 +42,8 @@ impl Effect {
             // What AMD leaves unchanged is undefined by the manual.
             Mnemonic::Bsf | Mnemonic::Bsr | Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => true,
             Mnemonic::Div | Mnemonic::Idiv => true,
+            // A count of zero.
+            _ if i.is_string_instruction() => modified != 0 && (i.has_rep_prefix() || i.has_repne_prefix()),
             _ => false,
         };
         let writes = modified == STATUS && !conditional;

@@ -194,8 +194,19 @@ struct Names {
 
 impl Names {
     fn new(marks: &[Mark], host: &Host<'_>) -> Self {
-        let Thunks { enter: _, interpret, direct, stale, fault, load_vector, load_x87, resume: _, access, group } =
-            *host.thunks;
+        let Thunks {
+            enter: _,
+            interpret,
+            direct,
+            stale,
+            fault,
+            load_vector,
+            load_x87,
+            resume: _,
+            access,
+            group,
+            strings,
+        } = *host.thunks;
         let mut code: HashMap<u64, String> = HashMap::new();
         let mut name = |at: usize, name: String| code.insert(host.base.wrapping_add(at as u64), name);
         for mark in marks {
@@ -215,6 +226,9 @@ impl Names {
         for (thunk, [read, write]) in [("find", access), ("find_group", group)] {
             name(read, format!("{thunk}_read"));
             name(write, format!("{thunk}_write"));
+        }
+        for (at, thunk) in strings.names() {
+            name(at, thunk);
         }
         let fields = [
             (offset_of!(Frame, homes), "r13"),
