@@ -69,6 +69,8 @@ pub struct Frame {
     pub scratch: u64,
     /// For the length of a thunk.
     pub saved: u64,
+    /// How many elements of a string are left.
+    pub left: u64,
     /// Where to go on behind a site.
     pub behind: u64,
     /// Which recipe makes the flags where several ways meet: its number, or 0 if they are in `flags`.

@@ -207,6 +207,7 @@ impl Names {
             access,
             group,
             missed,
+            strings,
         } = *host.thunks;
         let mut code: HashMap<u64, String> = HashMap::new();
         let mut name = |at: usize, name: String| code.insert(host.base.wrapping_add(at as u64), name);
@@ -229,6 +230,9 @@ impl Names {
         for (thunk, [read, write]) in [("find", access), ("find_group", group)] {
             name(read, format!("{thunk}_read"));
             name(write, format!("{thunk}_write"));
+        }
+        for (at, thunk) in strings.names() {
+            name(at, thunk);
         }
         let fields = [
             (offset_of!(Frame, homes), "r13"),
