@@ -15,6 +15,8 @@ pub const RAX: Reg = 0;
 pub const RCX: Reg = 1;
 /// RSP.
 pub const RSP: Reg = 4;
+/// RSI.
+pub const RSI: Reg = 6;
 /// RDI.
 pub const RDI: Reg = 7;
 
@@ -64,6 +66,8 @@ impl Cond {
     pub const NE: Self = Self(5);
     /// Equal.
     pub const E: Self = Self(4);
+    /// Below, unsigned.
+    pub const B: Self = Self(2);
     /// Above, unsigned.
     pub const A: Self = Self(7);
 }
@@ -272,6 +276,27 @@ impl Asm {
         self.raw(&value.to_le_bytes());
     }
 
+    /// `mov to, value`, 32 bits.
+    pub fn mov_imm32(&mut self, to: Reg, value: u32) {
+        self.rr(false, &[0xc7], 0, to);
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// `cmovcc to, from`.
+    pub fn cmov(&mut self, cond: Cond, to: Reg, from: Reg) {
+        self.rr(true, &[0x0f, 0x40 | cond.0], to, from);
+    }
+
+    /// `cmovcc to, [from]`.
+    pub fn cmov_mem(&mut self, cond: Cond, to: Reg, from: Mem) {
+        self.rm(true, &[0x0f, 0x40 | cond.0], to, from);
+    }
+
+    /// `not reg`.
+    pub fn not(&mut self, reg: Reg) {
+        self.rr(true, &[0xf7], 2, reg);
+    }
+
     /// `lea to, [address]`.
     pub fn lea(&mut self, to: Reg, address: Mem) {
         self.rm(true, &[0x8d], to, address);
@@ -287,6 +312,32 @@ impl Asm {
     /// `add reg, other`.
     pub fn add(&mut self, reg: Reg, other: Reg) {
         self.rr(true, &[0x01], other, reg);
+    }
+
+    /// `sub reg, other`.
+    pub fn sub(&mut self, reg: Reg, other: Reg) {
+        self.rr(true, &[0x29], other, reg);
+    }
+
+    /// `sub [mem], reg`.
+    pub fn sub_to_mem(&mut self, mem: Mem, reg: Reg) {
+        self.rm(true, &[0x29], reg, mem);
+    }
+
+    /// `test reg, other`.
+    pub fn test(&mut self, reg: Reg, other: Reg) {
+        self.rr(true, &[0x85], other, reg);
+    }
+
+    /// `test dword [mem], value`.
+    pub fn test_imm32(&mut self, mem: Mem, value: i32) {
+        self.rm(false, &[0xf7], 0, mem);
+        self.raw(&value.to_le_bytes());
+    }
+
+    /// `cmp reg, other`.
+    pub fn cmp(&mut self, reg: Reg, other: Reg) {
+        self.rr(true, &[0x39], other, reg);
     }
 
     /// `sub reg, [mem]`.

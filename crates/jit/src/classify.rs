@@ -34,6 +34,8 @@ pub enum Class {
     CallIndirect,
     /// A near return.
     Ret,
+    /// MOVS, STOS, LODS, SCAS or CMPS, alone or repeated.
+    String,
     /// One of the system instructions that need not leave translated code.
     System,
     /// Interpreted; execution usually goes on behind it.
@@ -138,6 +140,7 @@ pub fn classify(i: &Instruction, model: &Model, mode: Mode) -> (Class, Units) {
         Code::Jmp_rel8_64 | Code::Jmp_rel32_64 if near => Some(Class::Jmp),
         Code::Call_rel32_64 if near => Some(Class::Call),
         _ if near && i.code().is_jcc_short_or_near() => Some(Class::Jcc),
+        _ if i.is_string_instruction() => Some(if plain_string(i) { Class::String } else { rest }),
         Code::Loop_rel8_64_RCX | Code::Jrcxz_rel8_64 if near => Some(Class::Loop),
         // The address is in the place of an immediate.
         Code::Mov_AL_moffs8 | Code::Mov_AX_moffs16 | Code::Mov_EAX_moffs32 | Code::Mov_RAX_moffs64 => Some(rest),
@@ -161,6 +164,20 @@ pub fn classify(i: &Instruction, model: &Model, mode: Mode) -> (Class, Units) {
         mnemonic if is_integer(mnemonic) && integer_operands(i) => (Class::Plain, none),
         _ => host_unit(i, mode),
     }
+}
+
+/// Whether a string instruction is one between memory and registers, with 64-bit addresses in flat segments.
+fn plain_string(i: &Instruction) -> bool {
+    let flat = |n| match i.op_kind(n) {
+        OpKind::MemorySegRSI => !matches!(i.memory_segment(), Register::FS | Register::GS),
+        OpKind::MemoryESRDI => true,
+        OpKind::Register => i.op_register(n) != Register::DX,
+        _ => false,
+    };
+    let loads = matches!(i.mnemonic(), Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq);
+    let repeated = i.has_rep_prefix() || i.has_repne_prefix();
+    // Nobody loads repeatedly.
+    !(loads && repeated) && (0..i.op_count()).all(flat)
 }
 
 /// Instructions with 32-bit addresses in 64-bit mode.

@@ -41,6 +41,8 @@ impl Effect {
             Mnemonic::Rcl | Mnemonic::Rcr | Mnemonic::Rol | Mnemonic::Ror => true,
             // What AMD leaves unchanged is undefined by the manual.
             Mnemonic::Bsf | Mnemonic::Bsr | Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => true,
+            // A count of zero.
+            _ if i.is_string_instruction() => modified != 0 && (i.has_rep_prefix() || i.has_repne_prefix()),
             _ => false,
         };
         let writes = modified == STATUS && !conditional;

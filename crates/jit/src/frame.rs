@@ -76,6 +76,8 @@ pub struct Frame {
     pub scratch: u64,
     /// For the length of a thunk.
     pub saved: u64,
+    /// How many elements of a string are left.
+    pub left: u64,
     /// Where to go on behind a site.
     pub behind: u64,
     /// Status flags at a fault that the host raised.

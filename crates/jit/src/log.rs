@@ -220,6 +220,7 @@ impl Names {
             access,
             group,
             missed,
+            strings,
         } = *host.thunks;
         let mut code: HashMap<u64, String> = HashMap::new();
         let mut name = |at: usize, name: String| code.insert(host.base.wrapping_add(at as u64), name);
@@ -243,6 +244,9 @@ impl Names {
         for (thunk, [read, write]) in sizes.iter().map(String::as_str).zip(access).chain([("group", group)]) {
             name(read, format!("find_read_{thunk}"));
             name(write, format!("find_write_{thunk}"));
+        }
+        for (at, thunk) in strings.names() {
+            name(at, thunk);
         }
         let fields = [
             (offset_of!(Frame, homes), "r13"),

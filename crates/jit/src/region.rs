@@ -89,7 +89,10 @@ impl Insn {
     #[must_use]
     pub fn clobbers(&self) -> bool {
         self.memory.is_some()
-            || matches!(self.class, Class::Pop | Class::Leave | Class::Ret | Class::Push | Class::System)
+            || matches!(
+                self.class,
+                Class::Pop | Class::Leave | Class::Ret | Class::Push | Class::String | Class::System
+            )
     }
 
     fn transfer(&self, after: Future) -> Future {

@@ -4,6 +4,10 @@
 //! always finds the vCPU complete. Vector and x87 registers are loaded when code that uses them is entered, and
 //! stored on the way out if they were. Rust gets the host's MXCSR and x87 unit, DF and AC clear, upper halves zero.
 
+mod strings;
+
+pub use strings::Strings;
+
 use crate::asm::{Asm, Cond, Mem, RAX, RDI, RSP};
 use crate::frame::{Frame, SLOTS};
 use crate::regs::{Place, T0, T1, field, place};
@@ -65,6 +69,8 @@ pub struct Thunks {
     pub group: [usize; 2],
     /// Leave with [`Reason::Access`]; T1 is the site's number.
     pub missed: usize,
+    /// Repeated string instructions.
+    pub strings: Strings,
 }
 
 impl Thunks {
@@ -88,7 +94,7 @@ impl Thunks {
                 asm.call_to(thunks.load_vector);
             }
             asm.mov(T0, RAX);
-            restore_flags(&mut asm);
+            restore_flags(&mut asm, offset_of!(Frame, flags));
             asm.mov(RAX, T0);
             asm.jmp_mem(field(offset_of!(Frame, behind)));
         }
@@ -131,6 +137,7 @@ impl Thunks {
             }
             thunks.group[n] = access(None);
         }
+        thunks.strings = Strings::emit(&mut asm, thunks.interpret);
         code.append(asm.finish()?.0)?;
         Some(thunks)
     }
@@ -143,8 +150,8 @@ pub fn save_flags(asm: &mut Asm, offset: usize) {
 }
 
 /// The reverse of [`save_flags`]. Changes RAX.
-pub fn restore_flags(asm: &mut Asm) {
-    asm.load32(RAX, field(offset_of!(Frame, flags)));
+pub fn restore_flags(asm: &mut Asm, offset: usize) {
+    asm.load32(RAX, field(offset));
     // ADD AL, 127 makes OF; SAHF the others.
     asm.raw(&[0x04, 0x7f, 0x9e]);
 }

@@ -8,6 +8,7 @@ mod control;
 pub mod groups;
 mod memory;
 mod plain;
+mod strings;
 mod system;
 
 pub use plain::fits;
@@ -371,6 +372,7 @@ impl<'a> Job<'a> {
             Class::CallIndirect => self.call_indirect(insn)?,
             Class::JmpIndirect => self.jmp_indirect(insn)?,
             Class::Ret => self.ret(insn)?,
+            Class::String => self.string(insn)?,
             Class::System => self.system(n, insn)?,
             Class::Interpret | Class::Leaves => self.interpret(n, insn),
         }
@@ -445,7 +447,7 @@ impl<'a> Job<'a> {
             return;
         }
         self.asm.mov(T0, RAX);
-        restore_flags(self.asm);
+        restore_flags(self.asm, offset_of!(Frame, flags));
         self.asm.mov(RAX, T0);
         self.state.rflags = true;
     }

@@ -19,7 +19,7 @@ use std::mem::{offset_of, size_of};
 use x86::{Rflags, Segment};
 
 const IF: i32 = 1 << 9;
-const DF: i32 = 1 << 10;
+pub(super) const DF: i32 = 1 << 10;
 /// The flags other than status flags that PUSHF shows: not RF, not VM.
 const SHOWN: i32 = 0x00fc_ffff & !(Rflags::STATUS as i32);
 
@@ -46,6 +46,12 @@ impl Job<'_> {
     /// Puts the address of the vCPU's registers into T0.
     fn load_vcpu(&mut self) {
         self.asm.load(T0, field(offset_of!(Frame, registers)));
+    }
+
+    /// Compares a flag that is not a status flag with 0. Loses the host's flags, and T0.
+    pub(super) fn test_flag(&mut self, flag: i32) {
+        self.load_vcpu();
+        self.asm.test_imm32(SYSTEM_FLAGS, flag);
     }
 
     fn clear_flag(&mut self, insn: &Insn, flag: i32) {
