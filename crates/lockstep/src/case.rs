@@ -3,7 +3,9 @@
 //! Pieces stay apart until then so that the minimiser can take some away: branches, tables and stores of addresses
 //! name labels.
 
-use crate::layout::{CODE, CODE_LEN, EXIT, EXIT_32, PAGE};
+use crate::kernel::exit;
+use crate::layout::{CODE, CODE_LEN, EXIT, PAGE};
+use crate::mode::Mode;
 use crate::start::Start;
 use iced_x86::{Code, Encoder, Instruction, OpKind};
 
@@ -77,6 +79,8 @@ pub struct Case {
 pub struct Program {
     /// Offset of the code in its pages.
     pub offset: usize,
+    /// Address of those, in the code segment.
+    pub pages: u64,
     /// The code.
     pub code: Vec<u8>,
     /// Where an instruction begins, as an offset into the code, and its length.
@@ -87,28 +91,28 @@ impl Program {
     /// The address of its first instruction.
     #[must_use]
     pub fn entry(&self) -> u64 {
-        CODE + self.offset as u64
+        self.pages + self.offset as u64
     }
 }
 
 /// Lays out and encodes cases.
 #[allow(missing_debug_implementations, reason = "the encoder has none")]
 pub struct Assembler {
-    encoders: [Encoder; 2],
+    encoders: [Encoder; 3],
     labels: Vec<u64>,
     fixups: Vec<(usize, usize)>,
 }
 
 impl Default for Assembler {
     fn default() -> Self {
-        Self { encoders: [Encoder::new(32), Encoder::new(64)], labels: Vec::new(), fixups: Vec::new() }
+        Self { encoders: [16, 32, 64].map(Encoder::new), labels: Vec::new(), fixups: Vec::new() }
     }
 }
 
 impl Assembler {
     /// The encoder for code of `bits`.
     pub fn encoder(&mut self, bits: u32) -> &mut Encoder {
-        &mut self.encoders[usize::from(bits == 64)]
+        &mut self.encoders[bits as usize / 32]
     }
 
     /// Encodes one instruction at `ip`.
@@ -121,8 +125,9 @@ impl Assembler {
 
     /// The bytes of a case. `None` if it does not fit: a branch does not reach, or there is too much.
     pub fn assemble(&mut self, case: &Case) -> Option<Program> {
-        let bits = case.start.bits;
-        let mut program = Program { offset: case.offset, ..Program::default() };
+        let mode = case.start.mode;
+        let bits = mode.bits();
+        let mut program = Program { offset: case.offset, pages: mode.code(), ..Program::default() };
         self.labels.clear();
         self.fixups.clear();
         for (n, piece) in case.pieces.iter().enumerate() {
@@ -155,7 +160,7 @@ impl Assembler {
                 program.lengths.push((at, (program.code.len() - at) as u8));
             }
         }
-        self.end(bits, &mut program)?;
+        self.end(mode, &mut program)?;
         self.fix(case, &mut program)?;
         let fits = program.offset + program.code.len() <= CODE_LEN as usize;
         fits.then_some(program)
@@ -169,7 +174,7 @@ impl Assembler {
                 Piece::Labelled(instruction, how, label, add) => {
                     let target = place(label)?.wrapping_add_signed(i64::from(*add));
                     let instruction = resolve(instruction, *how, target);
-                    let bytes = self.encode(case.start.bits, &instruction, program.entry() + at as u64)?;
+                    let bytes = self.encode(case.start.mode.bits(), &instruction, program.entry() + at as u64)?;
                     program.code.get_mut(at..at + bytes.len())?.copy_from_slice(&bytes);
                 }
                 Piece::Table(labels) => {
@@ -185,11 +190,16 @@ impl Assembler {
     }
 
     /// A jump to where every case ends.
-    fn end(&mut self, bits: u32, program: &mut Program) -> Option<()> {
-        let (code, target) = if bits == 64 { (Code::Jmp_rel32_64, EXIT) } else { (Code::Jmp_rel32_32, EXIT + EXIT_32) };
+    fn end(&mut self, mode: Mode, program: &mut Program) -> Option<()> {
+        let code = match mode.bits() {
+            64 => Code::Jmp_rel32_64,
+            32 => Code::Jmp_rel32_32,
+            _ => Code::Jmp_rel16,
+        };
+        let target = program.pages + (EXIT - CODE) + exit(mode.bits());
         let jump = Instruction::with_branch(code, target).ok()?;
         let here = program.entry() + program.code.len() as u64;
-        let bytes = self.encode(bits, &jump, here)?;
+        let bytes = self.encode(mode.bits(), &jump, here)?;
         program.code.extend(bytes);
         Some(())
     }
@@ -203,9 +213,14 @@ fn resolve(instruction: &Instruction, how: Use, target: u64) -> Instruction {
         Use::Branch if i.op0_kind() == OpKind::NearBranch16 => i.set_near_branch16(target as u16),
         Use::Branch => i.set_near_branch64(target),
         Use::Immediate => {
-            let wide = |kind| matches!(kind, OpKind::Immediate32 | OpKind::Immediate64 | OpKind::Immediate32to64);
+            let wide = |kind| {
+                matches!(
+                    kind,
+                    OpKind::Immediate16 | OpKind::Immediate32 | OpKind::Immediate64 | OpKind::Immediate32to64
+                )
+            };
             let operand = (0..i.op_count()).find(|&n| wide(i.op_kind(n)));
-            // The addresses of a case fit 32 bits without a sign.
+            // The addresses of a case fit 32 bits without a sign; those of 16-bit code 16.
             let _ = operand.map(|n| i.try_set_immediate_u64(n, target));
         }
         Use::Displacement => i.set_memory_displacement64(target),

@@ -2,6 +2,7 @@
 
 use crate::lane::{Image, Lane};
 use crate::layout::{ASYNC_STACK, PAGE, RAM, WRITABLE};
+use crate::mode::Mode;
 use cpu::Cpu;
 use cpu::state::{RIP, ZERO};
 use host::vector::VectorState;
@@ -99,10 +100,11 @@ impl Differences {
         }
     }
 
-    /// Compares what a guest can write, and restores it. With `all` the rest is compared too.
-    pub fn compare_memory(&mut self, lanes: [&Lane; 2], image: &Image, buffers: &mut Buffers, all: bool) {
+    /// Compares what a guest in `mode` can write, and restores it. With `all` the rest is compared too.
+    pub fn compare_memory(&mut self, lanes: [&Lane; 2], mode: Mode, image: &Image, buffers: &mut Buffers, all: bool) {
         let Buffers([a, b]) = buffers;
-        for (gpa, len) in WRITABLE {
+        let ranges: &[(u64, u64)] = if mode == Mode::Real { &[(0, RAM as u64)] } else { &WRITABLE };
+        for &(gpa, len) in ranges {
             let range = gpa as usize..(gpa + len) as usize;
             let (a, b, clean) = (&mut a[range.clone()], &mut b[range.clone()], &image.ram[range]);
             lanes[0].peek(gpa, a);
@@ -110,8 +112,8 @@ impl Differences {
             if a != b {
                 self.add_memory(gpa, a, b);
             }
-            restore(lanes[0], gpa, a, clean);
-            restore(lanes[1], gpa, b, clean);
+            lanes[0].restore(gpa, a, clean);
+            lanes[1].restore(gpa, b, clean);
         }
         if all {
             lanes[0].peek(0, a);
@@ -145,18 +147,5 @@ pub struct Buffers([Vec<u8>; 2]);
 impl Default for Buffers {
     fn default() -> Self {
         Self([(); 2].map(|()| vec![0; RAM]))
-    }
-}
-
-/// Writes back what differs from the image, and no more: what a tier knows of other code in the page stays.
-fn restore(lane: &Lane, gpa: u64, now: &[u8], clean: &[u8]) {
-    const CHUNK: usize = 64;
-    if now == clean {
-        return;
-    }
-    for (n, (now, clean)) in now.chunks(CHUNK).zip(clean.chunks(CHUNK)).enumerate() {
-        if now != clean {
-            lane.poke(gpa + (n * CHUNK) as u64, clean);
-        }
     }
 }

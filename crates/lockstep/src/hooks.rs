@@ -1,17 +1,20 @@
-//! What the test machine's processor is connected to: devices that record, a local APIC that follows a script, a clock
-//! that stands still.
+//! What the test machine's processor is connected to: a device that records, ports that end a case, ask for an interrupt
+//! or have memory written, a local APIC that follows a script, a clock that stands still.
 
+use crate::layout::{CODE_GPA, CODE_LEN};
 use cpu::hooks::{Clock, LocalApic, PortIo, Signals};
-use memory::Mmio;
+use memory::{Gpa, Mmio, PhysicalMap};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use x86::msr;
 
-/// Written to the control device, this ends the case.
-pub const END: u32 = 0x05ee_d0ff;
-/// Written to the control device, this asks for an interrupt that is logged like an exception.
-pub const ASK: u32 = 0x05ee_d0a5;
+/// A write to this port ends the case.
+pub const END: u8 = 0xe0;
+/// A write to this port asks for an interrupt that is logged like an exception.
+pub const ASK: u8 = 0xe1;
+/// A word written to this port has a device write into the case's code: where, the word's lower bits say.
+pub const DMA: u8 = 0xe4;
 /// The vector of that interrupt.
 pub const ASKED: u8 = 0x31;
 /// The vector of the interrupts that come at any time and leave no trace.
@@ -59,19 +62,20 @@ impl Mmio for Recorder {
     }
 }
 
-/// The device by which a case ends and asks for interrupts.
+/// The ports by which a case ends, asks for interrupts, and has its code written by a device. No other answers.
 #[derive(Debug)]
 pub struct Control {
     ended: AtomicBool,
     signals: Arc<Signals>,
     apic: Arc<Script>,
+    map: Arc<PhysicalMap>,
 }
 
 impl Control {
     /// For the vCPU that `signals` reach.
     #[must_use]
-    pub fn new(signals: Arc<Signals>, apic: Arc<Script>) -> Self {
-        Self { ended: AtomicBool::new(false), signals, apic }
+    pub fn new(signals: Arc<Signals>, apic: Arc<Script>, map: Arc<PhysicalMap>) -> Self {
+        Self { ended: AtomicBool::new(false), signals, apic, map }
     }
 
     /// Whether the case has ended.
@@ -86,18 +90,28 @@ impl Control {
     }
 }
 
-impl Mmio for Control {
-    fn read(&self, _: usize, _: u64, _: usize) -> u64 {
-        0
+impl PortIo for Control {
+    fn read(&self, _: u16, size: usize) -> u32 {
+        u32::MAX >> (32 - 8 * size)
     }
 
-    fn write(&self, _: usize, _: u64, size: usize, value: u64) {
-        if size == 4 && value == u64::from(END) {
-            self.ended.store(true, Relaxed);
-            self.signals.raise(Signals::STOP);
-        } else if size == 4 && value == u64::from(ASK) {
-            lock(&self.apic.asked).push_back(ASKED);
-            self.signals.raise(Signals::INTERRUPT);
+    fn write(&self, port: u16, size: usize, value: u32) {
+        let Ok(port) = u8::try_from(port) else { return };
+        match port {
+            END => {
+                self.ended.store(true, Relaxed);
+                self.signals.raise(Signals::STOP);
+            }
+            ASK => {
+                lock(&self.apic.asked).push_back(ASKED);
+                self.signals.raise(Signals::INTERRUPT);
+            }
+            DMA if size == 4 => {
+                let word = value.wrapping_mul(0x9e37_79b1).to_le_bytes();
+                let offset = (u64::from(value) & 0x3fff).min(CODE_LEN - 4);
+                self.map.write(Gpa(CODE_GPA + offset), &word).expect("RAM is there");
+            }
+            _ => {}
         }
     }
 }
@@ -163,17 +177,6 @@ impl LocalApic for Script {
         None
     }
     fn init(&self) {}
-}
-
-/// No port answers.
-#[derive(Debug)]
-pub struct NoPorts;
-
-impl PortIo for NoPorts {
-    fn read(&self, _: u16, size: usize) -> u32 {
-        u32::MAX >> (32 - 8 * size)
-    }
-    fn write(&self, _: u16, _: usize, _: u32) {}
 }
 
 /// Time does not pass.

@@ -4,48 +4,19 @@
 //! instruction, by the length that [`SKIP`] has for it; a trap or an interrupt returns to where it came from; #NM
 //! clears CR0.TS and tries again. The case ends when the log is full, on a double fault, and on a fault at an address
 //! that no instruction of the case begins at.
+//!
+//! Here are the handlers of long mode; those of protected and of real mode are in [`narrow`].
 
 use crate::hooks::{ASYNC, END};
 use crate::layout::{
-    ALIAS, ASYNC_STACK, CODE, CODE_LEN, CONTROL, CONTROL_GPA, EXIT, EXIT_32, EXIT_GPA, GDT, IDT, INNER_STACK, LOG,
-    PAGE, SKIP, STACK, SYSTEM, TEXT, TSS, put,
+    ALIAS, ASYNC_STACK, CODE, CODE_LEN, EXIT, EXIT_GPA, GDT, IDT, INNER_STACK, LOG, PAGE, SKIP, STACK, SYSTEM, TEXT,
+    TSS, TSS_32, put,
 };
+use crate::mode::{CODE0, CODE0_16, CODE3_16, DATA0, descriptors};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
-/// Selectors in the GDT: 64-bit code for CPL 0.
-pub const CODE0: u16 = 0x08;
-/// Data for CPL 0.
-pub const DATA0: u16 = 0x10;
-/// 32-bit code for CPL 3.
-pub const CODE3_32: u16 = 0x1b;
-/// Data for CPL 3.
-pub const DATA3: u16 = 0x23;
-/// 64-bit code for CPL 3.
-pub const CODE3: u16 = 0x2b;
-/// 32-bit code for CPL 0.
-pub const CODE0_32: u16 = 0x30;
-/// The TSS.
-pub const TASK: u16 = 0x38;
-/// Bytes of the GDT.
-pub const GDT_LEN: u16 = 0x80;
-/// The GDT: what the selectors above name, then a small data segment for CPL 3, one that is not present, conforming
-/// code, and one that has not been accessed yet.
-const DESCRIPTORS: [u64; 13] = [
-    0,
-    0x00af_9b00_0000_ffff,
-    0x00cf_9300_0000_ffff,
-    0x00cf_fb00_0000_ffff,
-    0x00cf_f300_0000_ffff,
-    0x00af_fb00_0000_ffff,
-    0x00cf_9b00_0000_ffff,
-    0x0000_8b00_0000_0067 | ((SYSTEM + TSS) & 0xff_ffff) << 16 | ((SYSTEM + TSS) >> 24 & 0xff) << 56,
-    (SYSTEM + TSS) >> 32,
-    0x0040_f310_0000_0fff,
-    0x00cf_7300_0000_ffff,
-    0x00af_9f00_0000_ffff,
-    0x00cf_f200_0000_ffff,
-];
+mod narrow;
 
 /// What the log has before its first entry: how many there are, and places where the entry of SYSCALL saves registers.
 const HEAD: u64 = SYSTEM + LOG;
@@ -59,6 +30,10 @@ pub(crate) const ENTRY: u64 = 64;
 pub(crate) const LIMIT: u64 = PAGE / ENTRY - 1;
 /// SYSCALL in the log: beyond all vectors.
 const SYSCALL: i32 = 0x100;
+/// Bytes of a TSS up to its permission bitmap, and with as much of that as [`END`] needs.
+const TSS_BITMAP: u64 = 0x68;
+/// See [`TSS_BITMAP`].
+pub const TSS_LEN: u64 = TSS_BITMAP + END as u64 / 8 + 2;
 
 /// Where SYSCALL goes, from 64-bit and from 32-bit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,16 +44,34 @@ pub struct Entries {
     pub compatibility: u64,
 }
 
+/// Where in the page of [`EXIT`] the code for `bits` begins.
+#[must_use]
+pub fn exit(bits: u32) -> u64 {
+    match bits {
+        64 => 0,
+        32 => 0x40,
+        _ => 0x80,
+    }
+}
+
 /// Writes the kernel and its tables into an image of RAM.
 pub(crate) fn write(image: &mut [u8]) -> Result<Entries, IcedError> {
-    for (n, descriptor) in (0..).zip(DESCRIPTORS) {
+    for (n, descriptor) in (0..).zip(descriptors(SYSTEM + TSS)) {
         put(image, GDT + 8 * n, descriptor);
     }
     exits(image)?;
     put(image, TSS + 4, SYSTEM + INNER_STACK + PAGE);
     put(image, TSS + 0x24, SYSTEM + STACK + PAGE);
     put(image, TSS + 0x2c, SYSTEM + ASYNC_STACK + PAGE);
-    put(image, TSS + 0x60, 0x68 << 48);
+    put(image, TSS_32 + 4, u64::from(DATA0) << 32 | (SYSTEM + ASYNC_STACK + PAGE) & 0xffff_ffff);
+    for tss in [TSS, TSS_32] {
+        put(image, tss + 0x60, TSS_BITMAP << 48);
+        // User mode may say that its case has ended, and write to no other port.
+        let (at, len) = ((tss + TSS_BITMAP) as usize, (TSS_LEN - TSS_BITMAP) as usize);
+        image[at..at + len].fill(0xff);
+        image[at + usize::from(END / 8)] = !(1 << (END % 8));
+    }
+    narrow::write(image)?;
 
     let mut a = CodeAssembler::new(64)?;
     let mut common = a.create_label();
@@ -86,7 +79,7 @@ pub(crate) fn write(image: &mut [u8]) -> Result<Entries, IcedError> {
     for vector in 0..256 {
         let mut stub = a.create_label();
         a.set_label(&mut stub)?;
-        if !matches!(vector, 8 | 10..=14 | 17) {
+        if !has_code(vector) {
             a.push(0)?;
         }
         a.push(vector)?;
@@ -112,34 +105,48 @@ pub(crate) fn write(image: &mut [u8]) -> Result<Entries, IcedError> {
     for (vector, stub) in (0..).zip(stubs) {
         let is_async = vector == u64::from(ASYNC);
         let target = result.label_ip(if is_async { &asynchronous } else { &stub })?;
-        let dpl = if matches!(vector, 3 | 4 | 0x80..) { 3 } else { 0 };
         let stack = if is_async { 2 } else { u64::from(vector < 0x80) };
-        let access = 0x8e | dpl << 5;
-        let low = target & 0xffff | u64::from(CODE0) << 16 | stack << 32 | access << 40 | (target >> 16 & 0xffff) << 48;
-        put(image, IDT + 16 * vector, low);
+        put(image, IDT + 16 * vector, gate(vector, target, CODE0) | stack << 32);
         put(image, IDT + 16 * vector + 8, target >> 32);
     }
     Ok(Entries { long: result.label_ip(&long)?, compatibility: result.label_ip(&compatibility)? })
 }
 
-/// Where cases end, in both modes: a store to the control device, then a loop that nothing leaves. Nothing that a tier
-/// may still do before it looks at what the device asked for changes anything.
+/// Whether an exception comes with an error code.
+fn has_code(vector: i32) -> bool {
+    matches!(vector, 8 | 10..=14 | 17)
+}
+
+/// The lower half of an interrupt gate.
+fn gate(vector: u64, target: u64, selector: u16) -> u64 {
+    let dpl = if matches!(vector, 3 | 4 | 0x80..) { 3 } else { 0 };
+    let access = 0x8e | dpl << 5;
+    target & 0xffff | u64::from(selector) << 16 | access << 40 | (target >> 16 & 0xffff) << 48
+}
+
+/// Where cases end: a word to the outside, then a loop that nothing leaves. Nothing that a tier may still do before it
+/// looks at what was asked for changes anything.
 fn exits(image: &mut [u8]) -> Result<(), IcedError> {
-    for (bits, at) in [(64, EXIT_GPA), (32, EXIT_GPA + EXIT_32)] {
+    for bits in [64, 32, 16] {
         let mut a = CodeAssembler::new(bits)?;
-        a.mov(dword_ptr(CONTROL), END as i32)?;
-        let mut forever = a.create_label();
-        a.set_label(&mut forever)?;
-        a.jmp(forever)?;
-        let code = a.assemble(EXIT + at - EXIT_GPA)?;
-        image[at as usize..][..code.len()].copy_from_slice(&code);
+        finish(&mut a)?;
+        let code = a.assemble(EXIT + exit(bits))?;
+        image[(EXIT_GPA + exit(bits)) as usize..][..code.len()].copy_from_slice(&code);
     }
     Ok(())
 }
 
+/// The end of a case.
+fn finish(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.out(i32::from(END), al)?;
+    let mut forever = a.create_label();
+    a.set_label(&mut forever)?;
+    a.jmp(forever)
+}
+
 /// What every exception and software interrupt comes to, with vector and error code on the stack.
 fn exception(a: &mut CodeAssembler, common: &mut CodeLabel, end: &mut CodeLabel) -> Result<(), IcedError> {
-    let [mut resume, mut stepping, mut x87, mut skip] = [(); 4].map(|()| a.create_label());
+    let [mut resume, mut stepping, mut x87, mut skip, mut window] = [(); 5].map(|()| a.create_label());
     a.set_label(common)?;
     for register in [rax, rcx, rdx] {
         a.push(register)?;
@@ -182,8 +189,13 @@ fn exception(a: &mut CodeAssembler, common: &mut CodeLabel, end: &mut CodeLabel)
     a.fnclex()?;
     a.set_label(&mut skip)?;
     a.mov(rax, qword_ptr(rsp + 40))?;
-    a.and(rax, !(ALIAS as i32))?;
+    for selector in [CODE0_16, CODE3_16] {
+        a.cmp(dword_ptr(rsp + 48), i32::from(selector))?;
+        a.je(window)?;
+    }
     a.sub(rax, CODE as i32)?;
+    a.set_label(&mut window)?;
+    a.and(rax, !(ALIAS as i32))?;
     a.cmp(rax, CODE_LEN as i32)?;
     a.jae(*end)?;
     a.movzx(eax, byte_ptr(rax + (SYSTEM + SKIP).cast_signed() as i32))?;
@@ -197,10 +209,7 @@ fn exception(a: &mut CodeAssembler, common: &mut CodeLabel, end: &mut CodeLabel)
     a.add(rsp, 16)?;
     a.iretq()?;
     a.set_label(end)?;
-    a.mov(dword_ptr(SYSTEM + CONTROL_GPA), END as i32)?;
-    let mut forever = a.create_label();
-    a.set_label(&mut forever)?;
-    a.jmp(forever)
+    finish(a)
 }
 
 /// Where SYSCALL goes: back to where it came from, after a line in the log. No stack can be trusted here.

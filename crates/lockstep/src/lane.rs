@@ -4,12 +4,13 @@
 //! so that what a tier remembers of earlier code is put to the test.
 
 use crate::case::Program;
-use crate::hooks::{Control, NoPorts, Recorder, Script, Standstill};
-use crate::kernel::{self, CODE0, CODE0_32, CODE3, CODE3_32, DATA0, DATA3, Entries, GDT_LEN, RETURN_TO, TASK};
+use crate::hooks::{Control, Recorder, Script, Standstill};
+use crate::kernel::{self, Entries, RETURN_TO, TSS_LEN};
 use crate::layout::{
-    CODE_GPA, CONTROL_GPA, COUNTERS, COUNTERS_GPA, DATA_GPA, DEVICE_GPA, DEVICES_END, FUEL, GDT, IDT, PAGE, RAM, SKIP,
-    SYSTEM, TANK, TSS, WRITABLE, World, case_pages, get, leaf, page_tables, put,
+    CODE_GPA, COUNTERS, COUNTERS_GPA, DATA_GPA, DEVICE_GPA, FUEL, GDT, IDT, IDT_32, PAGE, RAM, SKIP, SYSTEM, TANK, TSS,
+    TSS_32, WRITABLE, case_pages, get, leaf, page_tables, put,
 };
+use crate::mode::{GDT_LEN, Mode, TASK};
 use crate::random::Random;
 use crate::start::Start;
 use crate::tier::Tier;
@@ -20,18 +21,24 @@ use cpu::exec::interrupt::TripleFault;
 use cpu::hooks::Signals;
 use cpu::reset::Connections;
 use cpu::run::Exit;
-use cpu::state::{CS, FS, GS, RIP, SS, Shadow};
+use cpu::state::{FS, Msrs, RIP, Shadow};
 use memory::ram::GuestRam;
 use memory::{Gpa, PhysicalMap};
 use std::sync::Arc;
-use x86::{Attributes, Cr0, Cr4, Rflags, Segment, Selector, TableRegister, msr};
+use x86::{Attributes, Cr0, Cr4, Efer, Rflags, Segment, Selector, TableRegister};
 
 /// PE, MP, ET, NE, WP, AM, PG.
 const CR0: u64 = 0x8005_0033;
 /// PAE, PGE, OSFXSR, OSXMMEXCPT, FSGSBASE, PCIDE, OSXSAVE, PKE; less what the model does not have.
 const CR4: u64 = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 17 | 1 << 18 | 1 << 22;
-/// SCE, LME, NXE; LMA comes by itself.
-const EFER: u64 = 0x901;
+/// CR0.PE and CR0.PG.
+const PROTECTION: u64 = 1 | 1 << 31;
+/// CR4.PCIDE.
+const PCIDE: u64 = 1 << 17;
+/// SCE, NXE.
+const EFER: u64 = 0x801;
+/// The same with LME and LMA.
+const EFER_LONG: u64 = EFER | 0x500;
 /// In a value for CR3: keep the address space's translations.
 const KEEP: u64 = 1 << 63;
 /// STAR: SYSCALL loads CS and SS from 08h, SYSRET from 1Bh.
@@ -117,6 +124,8 @@ pub struct Lane {
     pub apic: Arc<Script>,
     control: Arc<Control>,
     image: Arc<Image>,
+    /// As they are after reset.
+    msrs: Msrs,
     /// Page-table entries whose accessed and dirty bits were cleared.
     cold: Vec<u64>,
     /// Entries of the table of lengths that are set.
@@ -135,44 +144,16 @@ impl Lane {
         let signals = Arc::new(Signals::default());
         let apic = Arc::new(Script::new(signals.clone()));
         let recorder = Arc::<Recorder>::default();
-        let control = Arc::new(Control::new(signals.clone(), apic.clone()));
-        map.add_mmio(Gpa(DEVICE_GPA)..Gpa(CONTROL_GPA), recorder.clone()).expect("a range");
-        map.add_mmio(Gpa(CONTROL_GPA)..Gpa(DEVICES_END), control.clone()).expect("a range");
+        map.add_mmio(Gpa(DEVICE_GPA)..Gpa(DEVICE_GPA + PAGE), recorder.clone()).expect("a range");
         map.write(Gpa(0), &image.ram).expect("RAM is there");
-        let connections = Connections {
-            map: Arc::new(map),
-            signals,
-            ports: Arc::new(NoPorts),
-            apic: apic.clone(),
-            clock: Arc::new(Standstill),
-        };
-        let cpu = Cpu::new(0, image.model.clone(), connections);
-        let mut lane = Self { cpu, recorder, apic, control, image, cold: Vec::new(), lengths: Vec::new() };
-        lane.power_on();
-        lane
-    }
-
-    /// From reset to long mode.
-    fn power_on(&mut self) {
-        let entries = self.image.entries;
-        let cpu = &mut self.cpu;
+        let map = Arc::new(map);
+        let control = Arc::new(Control::new(signals.clone(), apic.clone(), map.clone()));
+        let (ports, clock) = (control.clone(), Arc::new(Standstill));
+        let connections = Connections { map, signals, ports, apic: apic.clone(), clock };
+        let mut cpu = Cpu::new(0, image.model.clone(), connections);
         cpu.reset();
-        let cr4 = CR4 & cpu.model.cr4_supported().into_bits();
-        let [code, data] = [flat(CODE0, 11, 0, 64), flat(DATA0, 3, 0, 32)];
-        cpu.set_cr0(0x11).expect("protected mode");
-        cpu.seg = [data; 6];
-        cpu.set_cr4(cr4 & !(1 << 17)).expect("PAE");
-        cpu.set_cr3(World::Kernel.root()).expect("page tables");
-        cpu.write_msr(msr::EFER, EFER).expect("LME");
-        cpu.set_cr0(CR0).expect("long mode");
-        cpu.seg[CS] = code;
-        cpu.update_mode();
-        cpu.set_cr4(cr4).expect("PCIDs");
-        let values = [(msr::STAR, STAR), (msr::LSTAR, entries.long), (msr::CSTAR, entries.compatibility)];
-        for (number, value) in values.into_iter().chain([(msr::SFMASK, SFMASK)]) {
-            cpu.write_msr(number, value).expect("an MSR");
-        }
-        cpu.xcr0 = cpu.model.xcr0_supported();
+        let msrs = cpu.msrs;
+        Self { cpu, recorder, apic, control, image, msrs, cold: Vec::new(), lengths: Vec::new() }
     }
 
     /// Puts a program and the state it begins with in place.
@@ -185,6 +166,10 @@ impl Lane {
     }
 
     fn load_memory(&mut self, program: &Program, start: &Start) {
+        if start.mode == Mode::Real {
+            // Here also that is seen which is the kernel's own elsewhere.
+            self.restore(0, &self.ram(), &self.image.ram);
+        }
         let map = self.cpu.mmu.map().clone();
         let write = |gpa: u64, bytes: &[u8]| map.write(Gpa(gpa), bytes).expect("RAM is there");
         for at in self.lengths.drain(..) {
@@ -201,7 +186,7 @@ impl Lane {
             write(at, &get(&self.image.ram, at).to_le_bytes());
         }
         for (n, va) in case_pages().enumerate().filter(|(n, _)| start.cold >> n & 1 != 0) {
-            let at = leaf(start.world, va);
+            let at = leaf(start.world, start.mode.linear(va));
             // Half of them have been read before.
             let clear = if n & 1 == 0 { 0x60 } else { 0x40 };
             write(at, &(get(&self.image.ram, at) & !clear).to_le_bytes());
@@ -214,43 +199,40 @@ impl Lane {
     }
 
     fn load_cpu(&mut self, program: &Program, start: &Start) {
-        if !self.cpu.efer.long_mode_active() || self.cpu.efer.into_bits() & !0x400 != EFER {
-            self.power_on();
-        }
-        let entries = self.image.entries;
+        let (mode, entries) = (start.mode, self.image.entries);
         let cpu = &mut self.cpu;
-        let cr4 = (CR4 ^ start.cr4) & cpu.model.cr4_supported().into_bits();
-        let keys = cpu.pkru != start.pkru;
-        cpu.pkru = start.pkru;
-        if cpu.cr0 != Cr0::from_bits(CR0 ^ start.cr0) || cpu.cr4 != Cr4::from_bits(cr4) || keys {
-            cpu.cr0 = Cr0::from_bits(CR0 ^ start.cr0);
-            cpu.cr4 = Cr4::from_bits(cr4);
+        let not = if mode == Mode::Real { PROTECTION } else { 0 };
+        let (cr0, pcid) = (Cr0::from_bits((CR0 ^ start.cr0) & !not), if mode.is_long() { 0 } else { PCIDE });
+        let cr4 = Cr4::from_bits((CR4 ^ start.cr4) & !pcid & cpu.model.cr4_supported().into_bits());
+        let efer = Efer::from_bits(if mode.is_long() { EFER_LONG } else { EFER });
+        let registers = (cr0, cr4, efer, start.pkru);
+        let tables = mode.root(start.world) | if cr4.pcid() { start.world.pcid() } else { 0 };
+        if (cpu.cr0, cpu.cr4, cpu.efer, cpu.pkru) != registers {
+            if cpu.efer != efer || cpu.cr0.paging() != cr0.paging() || cpu.cr4.pcid() != cr4.pcid() {
+                // Whatever the old tables were they are not those of this mode.
+                cpu.cr3 = tables;
+            }
+            (cpu.cr0, cpu.cr4, cpu.efer, cpu.pkru) = registers;
             cpu.update_paging();
         }
-        let pcid = if cpu.cr4.pcid() { start.world.pcid() } else { 0 };
-        if cpu.cr3 != start.world.root() | pcid {
-            let keep = if cpu.cr4.pcid() { KEEP } else { 0 };
-            cpu.set_cr3(start.world.root() | pcid | keep).expect("page tables");
+        if cpu.cr3 != tables {
+            let keep = if cr4.pcid() { KEEP } else { 0 };
+            cpu.set_cr3(tables | keep).expect("page tables");
         }
-        let (code, data) = match (start.cpl, start.bits) {
-            (0, 64) => (CODE0, DATA0),
-            (0, _) => (CODE0_32, DATA0),
-            (_, 64) => (CODE3, DATA3),
-            (..) => (CODE3_32, DATA3),
-        };
-        cpu.seg = [flat(data, 3, start.cpl, 32); 6];
-        cpu.seg[CS] = flat(code, 11, start.cpl, start.bits);
-        for (n, base) in [FS, GS].into_iter().zip(start.bases) {
-            // In 32-bit code a base would come from a descriptor.
-            cpu.seg[n].base = if start.bits == 64 { base } else { base & 0xffff_ffff };
+        cpu.seg = mode.segments(start.cpl);
+        for (segment, base) in cpu.seg[FS..].iter_mut().zip(start.bases) {
+            segment.base = base;
+            if mode.is_8086() {
+                segment.selector = Selector::from_bits((base >> 4) as u16);
+            }
         }
-        cpu.seg[SS].selector = Selector::from_bits(data);
         cpu.regs = [0; 32];
         cpu.regs[..16].copy_from_slice(&start.gpr);
         cpu.regs[RIP] = program.entry();
         cpu.status = start.flags;
-        cpu.system_flags = Rflags::from_bits(start.flags | 2);
+        cpu.system_flags = Rflags::from_bits(start.flags | 2).with_virtual_8086(mode == Mode::Virtual8086);
         cpu.vector = (*start.vector).clone();
+        cpu.msrs = self.msrs;
         cpu.msrs.star = STAR;
         cpu.msrs.lstar = entries.long;
         cpu.msrs.cstar = entries.compatibility;
@@ -264,12 +246,17 @@ impl Lane {
         cpu.fault_address = 0;
         cpu.shadow = Shadow::None;
         (cpu.nmi_blocked, cpu.halted, cpu.stepping, cpu.debug_pending) = (false, false, false, 0);
-        cpu.gdtr = TableRegister { base: SYSTEM + GDT, limit: GDT_LEN - 1 };
-        cpu.idtr = TableRegister { base: SYSTEM + IDT, limit: 0xfff };
+        let (system, idt, limit, tss) = match mode {
+            Mode::Real => (0, 0, 0x3ff, TSS_32),
+            _ if mode.is_long() => (SYSTEM, IDT, 0xfff, TSS),
+            _ => (SYSTEM & 0xffff_ffff, IDT_32, 0x7ff, TSS_32),
+        };
+        cpu.gdtr = TableRegister { base: system + GDT, limit: GDT_LEN - 1 };
+        cpu.idtr = TableRegister { base: system + idt, limit };
         cpu.ldtr = Segment::default();
         cpu.tr = Segment {
-            base: SYSTEM + TSS,
-            limit: 0x67,
+            base: system + tss,
+            limit: TSS_LEN as u32 - 1,
             selector: Selector::from_bits(TASK),
             attributes: Attributes::new().with_kind(11).with_present(true),
         };
@@ -303,6 +290,19 @@ impl Lane {
         self.cpu.mmu.map().write(Gpa(gpa), bytes).expect("RAM is there");
     }
 
+    /// Writes back what differs from the image, and no more: what a tier knows of other code in the page stays.
+    pub fn restore(&self, gpa: u64, now: &[u8], clean: &[u8]) {
+        const CHUNK: usize = 64;
+        if now == clean {
+            return;
+        }
+        for (n, (now, clean)) in now.chunks(CHUNK).zip(clean.chunks(CHUNK)).enumerate() {
+            if now != clean {
+                self.poke(gpa + (n * CHUNK) as u64, clean);
+            }
+        }
+    }
+
     /// All of RAM.
     ///
     /// # Panics
@@ -313,17 +313,4 @@ impl Lane {
         self.peek(0, &mut ram);
         ram
     }
-}
-
-/// A segment from 0 to 4 GiB.
-fn flat(selector: u16, kind: u8, dpl: u8, bits: u32) -> Segment {
-    let attributes = Attributes::new()
-        .with_kind(kind)
-        .with_code_or_data(true)
-        .with_present(true)
-        .with_dpl(dpl)
-        .with_granular(true)
-        .with_long(bits == 64)
-        .with_big(bits != 64);
-    Segment { base: 0, limit: u32::MAX, selector: Selector::from_bits(selector), attributes }
 }

@@ -6,29 +6,34 @@
 //! below the top of the address space, as a kernel's are.
 //!
 //! The upper levels are folded: the same page table serves the low 2 MiB and the last 2 MiB of both canonical halves,
-//! so that [`EDGE`] is also the last page below the canonical hole and the last of the address space.
+//! so that [`EDGE`] is also the last page below the canonical hole and the last of the address space. Protected mode
+//! has page-directory pointers of its own to the same tables; the pages of the system are in its upper half.
+//!
+//! The pages of a case are [`LOW`] bytes further down in physical memory, so that real mode finds them there, and also in
+//! the linear address space, for virtual-8086 mode.
 
+use crate::mode::Mode;
 use crate::random::Random;
 
 /// Bytes of RAM, from address zero.
-pub const RAM: usize = 0x40_000;
+pub const RAM: usize = 0x50_000;
 /// Guest physical address of the device whose accesses are recorded; its page is [`MMIO`].
 pub const DEVICE_GPA: u64 = RAM as u64;
-/// Guest physical address of the device by which a case ends and asks for interrupts.
-pub const CONTROL_GPA: u64 = DEVICE_GPA + 0x1000;
+/// How much further down the pages of a case are in physical memory, and for 16-bit code that knows no descriptors.
+pub const LOW: u64 = 0xe_0000;
 /// Guest physical address of [`EXIT`].
-pub const EXIT_GPA: u64 = 0xb000;
+pub const EXIT_GPA: u64 = EXIT - LOW;
 /// Guest physical address of [`COUNTERS`].
-pub const COUNTERS_GPA: u64 = 0x2_f000;
-/// The end of both devices.
-pub const DEVICES_END: u64 = DEVICE_GPA + 0x2000;
+pub const COUNTERS_GPA: u64 = COUNTERS - LOW;
 
 /// Bytes in a page.
 pub const PAGE: u64 = x86::PAGE_SIZE;
 /// What is added to a guest physical address to give the address of a page of the system.
 pub const SYSTEM: u64 = 0xffff_ffff_8000_0000;
 
-/// The handlers' code, two pages. Guest physical, as are all addresses of the system here.
+/// Page-directory pointers of both worlds for protected mode. Guest physical, as are all addresses of the system here.
+const POINTERS: u64 = 0xb000;
+/// The handlers' code for long mode, two pages.
 pub const TEXT: u64 = 0xc000;
 /// The interrupt descriptor table.
 pub const IDT: u64 = 0xe000;
@@ -36,16 +41,25 @@ pub const IDT: u64 = 0xe000;
 pub const GDT: u64 = 0xf000;
 /// See [`GDT`].
 pub const TSS: u64 = GDT + 0x800;
+/// The TSS of protected mode.
+pub const TSS_32: u64 = GDT + 0xa00;
 /// What happened: see `kernel`.
 pub const LOG: u64 = 0x1_0000;
 /// The stack of exception handlers (IST 1).
 pub const STACK: u64 = 0x1_1000;
-/// The stack of the interrupts that leave no trace (IST 2): what is left in it is not compared.
+/// The stack of the interrupts that leave no trace (IST 2), in protected mode that of everything that comes from user
+/// mode: what is left in it is not compared.
 pub const ASYNC_STACK: u64 = 0x1_2000;
 /// The stack of software interrupts from user mode (RSP0).
 pub const INNER_STACK: u64 = 0x1_3000;
 /// A byte for each byte of code: the length of the instruction that begins there, for handlers that skip it.
 pub const SKIP: u64 = 0x1_4000;
+/// The handlers' code for protected mode, two pages.
+pub const TEXT_32: u64 = 0x1_8000;
+/// The interrupt descriptor table of protected mode.
+pub const IDT_32: u64 = 0x1_a000;
+/// The handlers' code for real mode, whose interrupt vectors are at address 0.
+pub const TEXT_16: u64 = 0x1_b000;
 
 /// Virtual address of two pages of plain data; absent pages on both sides. Also where the host oracle's operands are.
 pub const DATA: u64 = 0x10_0000;
@@ -71,12 +85,8 @@ pub const CODE_LEN: u64 = 3 * PAGE;
 pub const ALIAS: u64 = 0x8000;
 /// The stack, two pages between absent ones.
 pub const USER_STACK: u64 = 0x12_0000;
-/// See [`CONTROL_GPA`].
-pub const CONTROL: u64 = 0x12_8000;
-/// Where every case ends: code that nothing can write, for 64-bit mode, and [`EXIT_32`] bytes on for 32-bit code.
-pub const EXIT: u64 = 0x12_9000;
-/// See [`EXIT`].
-pub const EXIT_32: u64 = 0x40;
+/// Where every case ends: code that nothing can write.
+pub const EXIT: u64 = CODE + 0xf000;
 /// Where loops count, away from what pointers point to.
 pub const COUNTERS: u64 = 0x12_a000;
 /// Counts down to zero how often functions may still be called.
@@ -89,9 +99,11 @@ pub const EDGE: u64 = 0x1f_f000;
 pub const EDGES: [u64; 2] = [0x7fff_ffff_f000, 0xffff_ffff_ffff_f000];
 
 /// Guest physical addresses of what [`DATA`] and [`CODE`] name.
-pub const DATA_GPA: u64 = 0x2_0000;
+pub const DATA_GPA: u64 = DATA - LOW;
+/// Guest physical address of [`EDGE`].
+const EDGE_GPA: u64 = 0x2_e000;
 /// See [`DATA_GPA`].
-pub const CODE_GPA: u64 = 0x3_0000;
+pub const CODE_GPA: u64 = CODE - LOW;
 
 /// Who owns the pages of a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +122,12 @@ impl World {
             Self::User => 0x1000,
             Self::Kernel => 0x5000,
         }
+    }
+
+    /// The page-directory pointers of its tables, for protected mode.
+    #[must_use]
+    pub fn pointers(self) -> u64 {
+        POINTERS + 8 * 4 * self as u64
     }
 
     /// Its address-space identifier.
@@ -134,37 +152,41 @@ const AD: u64 = 0x60;
 const G: u64 = 1 << 8;
 const NX: u64 = 1 << 63;
 
+/// A page that is where real mode would find it.
+const fn own(va: u64, rights: u64) -> (u64, u64, u64) {
+    (va, va - LOW, rights)
+}
+
 /// The pages of a case: virtual and guest physical address, rights.
-const PAGES: [(u64, u64, u64); 24] = [
-    (DATA, DATA_GPA, W | NX),
-    (DATA + PAGE, DATA_GPA + PAGE, W | NX),
-    (BEFORE_READ_ONLY, 0x2_4000, W | NX),
-    (READ_ONLY, 0x2_5000, NX),
-    (MMIO - PAGE, 0x2_6000, W | NX),
+const PAGES: [(u64, u64, u64); 23] = [
+    own(DATA, W | NX),
+    own(DATA + PAGE, W | NX),
+    own(BEFORE_READ_ONLY, W | NX),
+    own(READ_ONLY, NX),
+    own(MMIO - PAGE, W | NX),
     (MMIO, DEVICE_GPA, W | NX),
-    (MMIO + PAGE, 0x2_7000, W | NX),
-    (BEFORE_PRIVATE, 0x2_8000, W),
-    (PRIVATE, 0x2_9000, W | NX),
-    (KEYED, 0x2_a000, W | NX | (KEY as u64) << 59),
-    (CODE, CODE_GPA, W),
-    (CODE + PAGE, CODE_GPA + PAGE, W),
-    (CODE + 2 * PAGE, CODE_GPA + 2 * PAGE, W),
+    own(MMIO + PAGE, W | NX),
+    own(BEFORE_PRIVATE, W),
+    own(PRIVATE, W | NX),
+    own(KEYED, W | NX | (KEY as u64) << 59),
+    own(CODE, W),
+    own(CODE + PAGE, W),
+    own(CODE + 2 * PAGE, W),
     (CODE + ALIAS, CODE_GPA, W),
     (CODE + ALIAS + PAGE, CODE_GPA + PAGE, W),
     (CODE + ALIAS + 2 * PAGE, CODE_GPA + 2 * PAGE, W),
-    (USER_STACK, 0x2_c000, W | NX),
-    (USER_STACK + PAGE, 0x2_d000, W | NX),
-    (CONTROL, CONTROL_GPA, W | NX),
-    (EXIT, EXIT_GPA, 0),
-    (COUNTERS, COUNTERS_GPA, W | NX),
-    (EDGE, 0x2_e000, W | NX),
+    own(USER_STACK, W | NX),
+    own(USER_STACK + PAGE, W | NX),
+    own(EXIT, 0),
+    own(COUNTERS, W | NX),
+    (EDGE, EDGE_GPA, W | NX),
     // Two more names of the data, so that a store is seen through another one.
     (0x13_0000, DATA_GPA, W | NX),
     (0x13_1000, DATA_GPA + PAGE, NX),
 ];
 
 /// The pages of the system: guest physical address and rights.
-const SYSTEM_PAGES: [(u64, u64); 13] = [
+const SYSTEM_PAGES: [(u64, u64); 15] = [
     (TEXT, 0),
     (TEXT + PAGE, 0),
     (IDT, NX),
@@ -176,25 +198,27 @@ const SYSTEM_PAGES: [(u64, u64); 13] = [
     (SKIP, NX),
     (SKIP + PAGE, NX),
     (SKIP + 2 * PAGE, NX),
+    (TEXT_32, 0),
+    (TEXT_32 + PAGE, 0),
+    (IDT_32, NX),
     (DEVICE_GPA, W | NX),
-    (CONTROL_GPA, W | NX),
 ];
 
 /// What a guest may change by plain stores, compared and restored after every case: guest physical address and
 /// length. Of the system's pages only those parts that its kernel uses.
 pub const WRITABLE: [(u64, u64); 12] = [
-    (GDT, 0x900),
+    (GDT, 0xb00),
     (LOG, PAGE),
     (STACK + PAGE - 0x100, 0x100),
     (INNER_STACK + PAGE - 0x100, 0x100),
     (DATA_GPA, 2 * PAGE),
-    (0x2_4000, 3 * PAGE),
-    (0x2_7000, PAGE),
-    (0x2_8000, 3 * PAGE),
+    (BEFORE_READ_ONLY - LOW, 3 * PAGE),
+    (MMIO + PAGE - LOW, PAGE),
+    (BEFORE_PRIVATE - LOW, 3 * PAGE),
+    (EDGE_GPA, PAGE),
     (CODE_GPA, 3 * PAGE),
-    (0x2_c000, 2 * PAGE),
-    (0x2_e000, PAGE),
-    (COUNTERS_GPA, 0x100),
+    (USER_STACK - LOW, 2 * PAGE),
+    (COUNTERS_GPA, PAGE),
 ];
 
 /// Writes a 64-bit word of the image.
@@ -223,10 +247,15 @@ pub(crate) fn page_tables(image: &mut [u8]) {
             put(image, directory + slot * 8, table | upper);
         }
         put(image, pointers + 510 * 8, SYSTEM_DIRECTORY | upper);
+        for (n, directory) in [(0, directory), (2, SYSTEM_DIRECTORY), (3, directory)] {
+            put(image, world.pointers() + n * 8, directory | P);
+        }
         for (va, gpa, rights) in PAGES {
             let mine = (world == World::User) != (va == PRIVATE);
             let user = if mine { U } else { 0 };
-            put(image, table + (va >> 12 & 511) * 8, gpa | rights | user | P | AD);
+            for va in [va, Mode::Virtual8086.linear(va)] {
+                put(image, leaf(world, va), gpa | rights | user | P | AD);
+            }
         }
     }
     put(image, SYSTEM_DIRECTORY, SYSTEM_TABLE | P | W | 0x20);

@@ -8,10 +8,11 @@
 //!
 //! To put another tier to the test, implement [`tier::Tier`] for it and give [`session::check`] a function that makes
 //! one; see `tests/tiers.rs`. `VITRINE_SEED` and `VITRINE_CASES` say what is run (0 cases: without end),
-//! `VITRINE_FAILURES` how many differences are to be found before a test gives up, and `VITRINE_TRACE` prints each seed
-//! before its case, which shows where a process was lost.
+//! `VITRINE_FAILURES` how many differences are to be found before a test gives up, `VITRINE_MODE` names the one
+//! [mode](mode::Mode) that cases are to run in, and `VITRINE_TRACE` prints each seed before its case, which shows where a
+//! process was lost.
 //!
-//! Left out: 16-bit code, real mode and virtual-8086 mode, more than one vCPU.
+//! Left out: page tables other than those of four levels and of PAE, more than one vCPU.
 
 pub mod case;
 pub mod catalogue;
@@ -22,6 +23,7 @@ pub mod lane;
 pub mod layout;
 pub mod log;
 pub mod minimise;
+pub mod mode;
 pub mod operands;
 pub mod program;
 pub mod random;

@@ -12,12 +12,12 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// How many there are.
+    /// How many there are, as far as the guest tells the truth.
     #[must_use]
     pub fn count(lane: &Lane) -> u64 {
         let mut count = [0; 4];
         lane.peek(LOG, &mut count);
-        u32::from_le_bytes(count).into()
+        u64::from(u32::from_le_bytes(count)).min(LIMIT)
     }
 
     /// The entries in an image of RAM.

@@ -3,6 +3,7 @@
 
 use crate::case::{Case, Piece, Use};
 use crate::layout::DATA;
+use crate::mode::Mode;
 use crate::start::Start;
 use cpu::state::RSP;
 use host::vector::MXCSR_DEFAULT;
@@ -12,11 +13,11 @@ pub fn minimise(case: Case, fails: &mut dyn FnMut(&Case) -> bool) -> Case {
     let mut case = case;
     remove(&mut case, fails);
     // An address that can be accessed may make what loads another one superfluous.
-    let ways = others().map(|n| -> Simplification { Box::new(move |start| start.gpr[n] = DATA) });
+    let ways = others().map(|n| -> Simplification { Box::new(move |start| start.gpr[n] = start.mode.reach(DATA).1) });
     simplify(&mut case, ways, fails);
     remove(&mut case, fails);
     replace_by_nops(&mut case, fails);
-    let ways = simplifications(case.start.bits);
+    let ways = simplifications(case.start.mode);
     simplify(&mut case, ways, fails);
     let moved = Case { offset: 0, ..case.clone() };
     if fails(&moved) { moved } else { case }
@@ -78,9 +79,9 @@ fn replace_by_nops(case: &mut Case, fails: &mut dyn FnMut(&Case) -> bool) {
 /// One way to make a start state simpler.
 type Simplification = Box<dyn Fn(&mut Start)>;
 
-/// Ways to make the start state of code of `bits` simpler.
-fn simplifications(bits: u32) -> Vec<Simplification> {
-    let plain = Start::plain(bits);
+/// Ways to make the start state of code in `mode` simpler.
+fn simplifications(mode: Mode) -> Vec<Simplification> {
+    let plain = Start::plain(mode);
     let mut ways: Vec<Simplification> = vec![
         Box::new(|start| start.storm = 0),
         Box::new(|start| start.cold = 0),

@@ -1,9 +1,10 @@
 //! Random operands for an instruction: registers, immediates, and memory operands that are worth an access.
 
 use crate::layout::spot;
+use crate::mode::Mode;
 use crate::random::Random;
 use crate::start::Roles;
-use cpu::state::RSP;
+use cpu::state::{RBP, RBX, RDI, RSI, RSP};
 use iced_x86::{Code, Instruction, OpCodeOperandKind as K, OpKind, Register};
 
 /// The registers of a kind are numbered from one of these.
@@ -30,6 +31,9 @@ const BYTES: [Register; 20] = [
     Register::BH,
 ];
 
+/// Registers that 16-bit addresses are formed from.
+const BASES_16: u16 = 1 << RBX | 1 << RBP | 1 << RSI | 1 << RDI;
+
 /// Register number `n` of the kind that begins with `first`.
 fn numbered(first: Register, n: usize) -> Register {
     first + n as u32
@@ -40,8 +44,8 @@ fn numbered(first: Register, n: usize) -> Register {
 pub struct Operands<'a> {
     /// Chance.
     pub random: &'a mut Random,
-    /// Bits of the code.
-    pub bits: u32,
+    /// What the code runs in.
+    pub mode: Mode,
     /// What the registers hold, as far as it is known.
     pub roles: &'a mut Roles,
     /// Registers that must not be written.
@@ -100,21 +104,30 @@ impl Operands<'_> {
             {
                 self.memory(i, n);
             }
-            K::seg_rSI => set_kind(i, n, self.by_size([OpKind::MemorySegESI, OpKind::MemorySegRSI])),
-            K::es_rDI => set_kind(i, n, self.by_size([OpKind::MemoryESEDI, OpKind::MemoryESRDI])),
-            K::seg_rDI => set_kind(i, n, self.by_size([OpKind::MemorySegEDI, OpKind::MemorySegRDI])),
+            K::seg_rSI => {
+                set_kind(i, n, self.by_size([OpKind::MemorySegSI, OpKind::MemorySegESI, OpKind::MemorySegRSI]));
+            }
+            K::es_rDI => set_kind(i, n, self.by_size([OpKind::MemoryESDI, OpKind::MemoryESEDI, OpKind::MemoryESRDI])),
+            K::seg_rDI => {
+                set_kind(i, n, self.by_size([OpKind::MemorySegDI, OpKind::MemorySegEDI, OpKind::MemorySegRDI]));
+            }
             K::seg_rBX_al => {
                 set_kind(i, n, OpKind::Memory);
-                i.set_memory_base(self.by_size([Register::EBX, Register::RBX]));
+                i.set_memory_base(self.by_size([Register::BX, Register::EBX, Register::RBX]));
                 i.set_memory_index(Register::AL);
             }
             K::br16_1 | K::br16_2 => set_kind(i, n, OpKind::NearBranch16),
             K::br32_1 | K::br32_4 => set_kind(i, n, OpKind::NearBranch32),
             K::br64_1 | K::br64_4 => set_kind(i, n, OpKind::NearBranch64),
             K::farbr2_2 | K::farbr4_2 => {
-                set_kind(i, n, if kind == K::farbr2_2 { OpKind::FarBranch16 } else { OpKind::FarBranch32 });
-                i.set_far_branch_selector(self.random.pick(&[0x08, 0x1b, 0x2b, 0x30]));
-                i.set_far_branch32(crate::layout::CODE as u32);
+                i.set_far_branch_selector(self.random.pick(self.mode.far_targets()));
+                if kind == K::farbr2_2 {
+                    set_kind(i, n, OpKind::FarBranch16);
+                    i.set_far_branch16(self.mode.code() as u16);
+                } else {
+                    set_kind(i, n, OpKind::FarBranch32);
+                    i.set_far_branch32(self.mode.code() as u32);
+                }
             }
             _ => return self.immediate(i, n, kind).or_else(|| self.register(i, n, kind)),
         }
@@ -175,7 +188,7 @@ impl Operands<'_> {
     }
 
     fn register(&mut self, i: &mut Instruction, n: u32, kind: K) -> Option<()> {
-        let vectors = if self.bits == 64 { 16 } else { 8 };
+        let vectors = if self.mode == Mode::Long { 16 } else { 8 };
         let random = &mut *self.random;
         let register = match kind {
             K::r8_or_mem | K::r8_reg | K::r8_opcode => return self.byte(i, n),
@@ -226,7 +239,7 @@ impl Operands<'_> {
     fn byte(&mut self, i: &mut Instruction, n: u32) -> Option<()> {
         let number = self.general(n);
         let mut register = BYTES[number];
-        if self.bits == 32 && number >= 4 {
+        if self.mode != Mode::Long && number >= 4 {
             register = BYTES[number + 12];
         } else if number < 4 && self.random.one_in(6) {
             register = BYTES[number + 16];
@@ -240,7 +253,7 @@ impl Operands<'_> {
 
     /// A register operand: the first one rarely a pointer or RSP, since it is mostly written.
     fn general(&mut self, operand: u32) -> usize {
-        let all: u16 = if self.bits == 64 { 0xffff } else { 0xff };
+        let all: u16 = if self.mode == Mode::Long { 0xffff } else { 0xff };
         let random = &mut *self.random;
         let mut set = all;
         if operand == 0 {
@@ -261,36 +274,66 @@ impl Operands<'_> {
         self.roles.small &= !(1 << number);
     }
 
-    fn by_size<T>(&mut self, [narrow, wide]: [T; 2]) -> T {
-        if self.bits == 32 || self.random.one_in(16) { narrow } else { wide }
+    /// Bits of an address: mostly as many as the code has.
+    fn address_bits(&mut self) -> u32 {
+        let other = self.random.one_in(16);
+        match self.mode.bits() {
+            64 if !other => 64,
+            64 => 32,
+            32 if !other => 32,
+            32 => 16,
+            _ if !other && !self.random.one_in(4) => 16,
+            _ => 32,
+        }
+    }
+
+    /// The one of these for addresses of 16, 32, 64 bits.
+    fn by_size<T: Copy>(&mut self, of: [T; 3]) -> T {
+        of[self.address_bits() as usize / 32]
+    }
+
+    /// An address for an operand without registers, and what segment it needs.
+    fn target(&mut self, i: &mut Instruction, bits: u32) -> u64 {
+        let (segment, offset) = self.mode.reach(spot(self.random));
+        if segment != Register::None && self.random.one_in(2) {
+            i.set_segment_prefix(segment);
+        }
+        offset & address_mask(bits)
     }
 
     /// A memory operand: most of the time off a register that points somewhere.
     pub fn memory(&mut self, i: &mut Instruction, n: u32) {
         set_kind(i, n, OpKind::Memory);
-        let first = self.by_size([Register::EAX, Register::RAX]);
-        let wide = first == Register::RAX;
-        let random = &mut *self.random;
-        let all: u16 = if self.bits == 64 { 0xffff } else { 0xff };
-        if random.one_in(16) {
-            let target = spot(random);
-            if self.bits == 64 && random.one_in(2) && target < 1 << 31 {
+        let bits = self.address_bits();
+        if self.random.one_in(16) {
+            let target = self.target(i, bits);
+            if self.mode == Mode::Long && self.random.one_in(2) && target < 1 << 31 {
                 // Relative to RIP.
-                i.set_memory_base(if wide { Register::RIP } else { Register::EIP });
+                i.set_memory_base(if bits == 64 { Register::RIP } else { Register::EIP });
             }
-            i.set_memory_displacement64(target.cast_signed() as i32 as u64 & address_mask(wide));
-            i.set_memory_displ_size(if wide { 8 } else { 4 });
+            i.set_memory_displacement64(target.cast_signed() as i32 as u64 & address_mask(bits));
+            i.set_memory_displ_size(bits / 8);
             return;
         }
+        let random = &mut *self.random;
+        let all: u16 = if self.mode == Mode::Long { 0xffff } else { 0xff };
         let pointers = if random.one_in(16) { all } else { self.roles.pointers | 1 << RSP };
-        let base = random.bit(pointers).unwrap_or(RSP);
-        i.set_memory_base(numbered(first, base));
-        let indices = if random.one_in(8) { all } else { self.roles.small };
-        if random.one_in(4)
-            && let Some(index) = random.bit(indices & !(1 << RSP))
-        {
-            i.set_memory_index(numbered(first, index));
-            i.set_memory_index_scale(1 << random.below(4));
+        if bits == 16 {
+            let base = random.bit(pointers & BASES_16).unwrap_or(RBX);
+            i.set_memory_base(numbered(Register::AX, base));
+            if matches!(base, RBX | RBP) && random.one_in(4) {
+                i.set_memory_index(random.pick(&[Register::SI, Register::DI]));
+            }
+        } else {
+            let first = if bits == 64 { Register::RAX } else { Register::EAX };
+            i.set_memory_base(numbered(first, random.bit(pointers).unwrap_or(RSP)));
+            let indices = if random.one_in(8) { all } else { self.roles.small };
+            if random.one_in(4)
+                && let Some(index) = random.bit(indices & !(1 << RSP))
+            {
+                i.set_memory_index(numbered(first, index));
+                i.set_memory_index_scale(1 << random.below(4));
+            }
         }
         let displacement = match random.below(16) {
             0..7 => return,
@@ -300,46 +343,44 @@ impl Operands<'_> {
             14 => random.between(-0x4000, 0x4000),
             _ => i64::from(random.bits() as i32),
         };
+        let displacement = if bits == 16 { i64::from(displacement as i16) } else { displacement };
         let short = i8::try_from(displacement).is_ok();
-        i.set_memory_displacement64(displacement.cast_unsigned() & address_mask(wide));
-        i.set_memory_displ_size(if short {
-            1
-        } else if wide {
-            8
-        } else {
-            4
-        });
+        i.set_memory_displacement64(displacement.cast_unsigned() & address_mask(bits));
+        i.set_memory_displ_size(if short { 1 } else { bits / 8 });
     }
 
     /// MOV with an address of its own, up to 64 bits.
     fn absolute(&mut self, i: &mut Instruction, n: u32) {
         set_kind(i, n, OpKind::Memory);
-        let wide = self.by_size([false, true]);
-        let target = spot(self.random);
-        i.set_memory_displacement64(target & address_mask(wide));
-        i.set_memory_displ_size(if wide { 8 } else { 4 });
+        // Half the time the shorter one where there are two.
+        let bits = if self.mode == Mode::Long && self.random.one_in(2) { 64 } else { self.address_bits() };
+        let target = self.target(i, bits);
+        i.set_memory_displacement64(target);
+        i.set_memory_displ_size(bits / 8);
     }
 
     /// A vector of addresses.
     fn gather(&mut self, i: &mut Instruction, n: u32, first: Register) {
         set_kind(i, n, OpKind::Memory);
-        let base = self.by_size([Register::EAX, Register::RAX]);
-        let vectors = if self.bits == 64 { 16 } else { 8 };
+        // There are none with 16-bit addresses.
+        let bits = self.address_bits().max(32);
+        let base = if bits == 64 { Register::RAX } else { Register::EAX };
+        let vectors = if self.mode == Mode::Long { 16 } else { 8 };
         let random = &mut *self.random;
         i.set_memory_base(numbered(base, random.bit(self.roles.pointers).unwrap_or(RSP)));
         i.set_memory_index(numbered(first, random.index(vectors)));
         i.set_memory_index_scale(1 << random.below(4));
         if random.one_in(2) {
             let displacement = random.between(-128, 127).cast_unsigned();
-            i.set_memory_displacement64(displacement & address_mask(base == Register::RAX));
+            i.set_memory_displacement64(displacement & address_mask(bits));
             i.set_memory_displ_size(1);
         }
     }
 }
 
-/// The bits of an address of 64 or 32 bits.
-fn address_mask(wide: bool) -> u64 {
-    if wide { u64::MAX } else { 0xffff_ffff }
+/// Those bits of an address that there are.
+fn address_mask(bits: u32) -> u64 {
+    u64::MAX >> (64 - bits)
 }
 
 /// Sets an operand's kind; operand 4 is always an immediate of eight bits and cannot be set otherwise.

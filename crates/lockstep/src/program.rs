@@ -7,9 +7,10 @@
 
 use crate::case::{Case, Label, Piece, Use};
 use crate::catalogue::Class;
-use crate::layout::{COUNTERS, FUEL, PAGE, USER_STACK};
+use crate::layout::{ALIAS, COUNTERS, FUEL, PAGE, USER_STACK, World};
+use crate::mode::Mode;
 use crate::random::Random;
-use crate::sequence::{Constraints, Flags, Generator};
+use crate::sequence::{Constraints, Flags, Generator, address};
 use crate::start::{Roles, Start};
 use cpu::state::{RBP, RBX, RCX, RDI, RSI, RSP};
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
@@ -22,7 +23,7 @@ mod system;
 const BUDGET: u64 = 4000;
 /// How deep statements nest.
 const DEPTH: u32 = 3;
-/// Registers that loops count in; 32-bit code has only the first ones.
+/// Registers that loops count in; only 64-bit code has all of them.
 const COUNTING: [usize; 6] = [RBX, RBP, 12, 13, 14, 15];
 
 /// A function that may be called.
@@ -40,7 +41,10 @@ struct Writer<'a> {
     generator: &'a mut Generator,
     random: Random,
     constraints: Constraints,
+    /// Bytes that calls, pushes and jumps work with.
+    word: u64,
     roles: Roles,
+    /// The pages of the case are the supervisor's.
     kernel: bool,
     pieces: Vec<Piece>,
     labels: Label,
@@ -57,15 +61,21 @@ impl Generator {
     /// The program of a seed.
     pub fn program(&mut self, seed: u64) -> Case {
         let mut random = Random::new(seed);
-        let bits = if random.one_in(6) { 32 } else { 64 };
-        let (mut start, roles) = Start::random(&mut random, bits);
+        let mode = self.mode(&mut random);
+        let (mut start, roles) = Start::random(&mut random, mode);
         if !random.one_in(16) {
-            start.gpr[RSP] = USER_STACK + 0x1800 + random.below(64) * 8;
+            start.gpr[RSP] = mode.reach(USER_STACK + 0x1800 + random.below(64) * 8).1;
         }
+        let word = match mode.bits() {
+            64 => 8,
+            32 => 4,
+            _ => random.pick(&[2, 2, 4]),
+        };
         let offset = random.index(PAGE as usize);
         let mut writer = Writer {
             constraints: Constraints { reserved: 1 << RSP, ..Constraints::new(&start) },
-            kernel: start.cpl == 0 && start.world == crate::layout::World::Kernel,
+            word,
+            kernel: start.world == World::Kernel,
             generator: self,
             random,
             roles,
@@ -105,7 +115,7 @@ impl Writer<'_> {
         self.place(label);
         let fuel = self.at(FUEL);
         self.add(Instruction::with1(Code::Dec_rm32, fuel));
-        let code = self.by_mode(Code::Js_rel32_32, Code::Js_rel32_64);
+        let code = self.by_word([Code::Js_rel16, Code::Js_rel32_32, Code::Js_rel32_64]);
         self.branch(code, end);
         let recursive = self.random.one_in(4);
         if recursive {
@@ -147,18 +157,37 @@ impl Writer<'_> {
 
     // --- small parts
 
-    fn wide(&self) -> bool {
-        self.constraints.bits == 64
+    fn mode(&self) -> Mode {
+        self.constraints.mode
     }
 
-    /// The code for this mode.
+    fn wide(&self) -> bool {
+        self.mode() == Mode::Long
+    }
+
+    /// The code for narrow or for 64-bit addresses.
     fn by_mode(&self, narrow: Code, wide: Code) -> Code {
         if self.wide() { wide } else { narrow }
     }
 
-    /// A general register of the mode's width.
+    /// The code for words of 2, 4 or 8 bytes.
+    fn by_word(&self, of: [Code; 3]) -> Code {
+        of[self.word as usize / 4]
+    }
+
+    /// A general register of a word's width.
     fn register(&self, number: usize) -> Register {
+        [Register::AX, Register::EAX, Register::RAX][self.word as usize / 4] + number as u32
+    }
+
+    /// A general register of an address's width.
+    fn pointer(&self, number: usize) -> Register {
         (if self.wide() { Register::RAX } else { Register::EAX }) + number as u32
+    }
+
+    /// What leads from an address of code to its other name, if there is one.
+    fn alias(&self) -> i32 {
+        if self.mode() == Mode::Real { 0 } else { ALIAS as i32 }
     }
 
     /// A register that may be written.
@@ -191,7 +220,7 @@ impl Writer<'_> {
     /// Adds an instruction.
     fn add(&mut self, instruction: Result<Instruction, IcedError>) {
         let Ok(instruction) = instruction else { return };
-        if let Some(piece) = self.generator.piece(&mut self.random, self.constraints.bits, &instruction) {
+        if let Some(piece) = self.generator.piece(&mut self.random, self.constraints.mode, &instruction) {
             self.push_piece(piece);
             self.spent += self.times;
         }
@@ -210,7 +239,7 @@ impl Writer<'_> {
 
     /// A jump to a label, or so many bytes on.
     fn jump(&mut self, label: Label, add: i32) {
-        let code = self.by_mode(Code::Jmp_rel32_32, Code::Jmp_rel32_64);
+        let code = self.by_word([Code::Jmp_rel16, Code::Jmp_rel32_32, Code::Jmp_rel32_64]);
         self.add_labelled(Instruction::with_branch(code, 0), Use::Branch, label, add);
     }
 
@@ -225,9 +254,25 @@ impl Writer<'_> {
         self.add_labelled(instruction, Use::Immediate, label, add);
     }
 
-    /// A memory operand at an address below 2 GiB.
-    fn at(&self, address: u64) -> MemoryOperand {
-        MemoryOperand::with_displ(address, if self.wide() { 8 } else { 4 })
+    /// A memory operand at an address of the case that is below 2 GiB.
+    fn at(&self, at: u64) -> MemoryOperand {
+        address(self.mode(), at)
+    }
+
+    /// A memory operand in the code, at eight times a register or nothing from a label.
+    fn table(&self, index: Register) -> MemoryOperand {
+        let segment = if self.mode().bits() == 16 { Register::ES } else { Register::None };
+        MemoryOperand::new(Register::None, index, 8, 0, if self.wide() { 8 } else { 4 }, false, segment)
+    }
+
+    /// Loads a register with an address.
+    fn load_address(&mut self, number: usize, target: u64) {
+        if self.wide() {
+            self.add(Instruction::with2(Code::Mov_r64_imm64, self.pointer(number), target));
+        } else {
+            let offset = self.mode().reach(target).1;
+            self.load(number, offset as u32);
+        }
     }
 
     /// Adds random instructions.
@@ -257,11 +302,7 @@ impl Writer<'_> {
             let number = self.free();
             self.roles.pointers |= 1 << number;
             let target = crate::layout::spot(&mut self.random);
-            if self.wide() {
-                self.add(Instruction::with2(Code::Mov_r64_imm64, self.register(number), target));
-            } else {
-                self.load(number, target as u32);
-            }
+            self.load_address(number, target);
         }
         if self.is_free(1 << RCX) && self.random.one_in(2) {
             let count = self.random.below(40) as u32;

@@ -39,7 +39,7 @@ impl Report {
         Self {
             seed,
             differences: found.0,
-            code: disassemble(case.start.bits, program),
+            code: disassemble(case.start.mode.bits(), program),
             start: describe(&case.start),
             repeat,
             notes: Vec::new(),
@@ -120,8 +120,8 @@ fn row(nops: &mut usize) -> Option<String> {
 
 /// What a start state has beyond the plainest.
 fn describe(start: &Start) -> String {
-    let plain = Start::plain(start.bits);
-    let mut text = format!("{}-bit code, cpl {}, {:?}, flags {:#x}", start.bits, start.cpl, start.world, start.flags);
+    let plain = Start::plain(start.mode);
+    let mut text = format!("{:?} mode, cpl {}, {:?}, flags {:#x}", start.mode, start.cpl, start.world, start.flags);
     for (n, (value, usual)) in start.gpr.iter().zip(plain.gpr).enumerate() {
         if *value != usual {
             let _ = write!(text, "\n  r{n} = {value:#x}");

@@ -5,6 +5,7 @@ use crate::case::{Assembler, Case, Piece, Use};
 use crate::catalogue::{CLASSES, Catalogue, Class, class};
 use crate::differences::Options;
 use crate::layout::{COUNTERS, PAGE, spot};
+use crate::mode::Mode;
 use crate::operands::Operands;
 use crate::random::Random;
 use crate::start::{Roles, Start};
@@ -31,10 +32,12 @@ const TRIES: usize = 32;
 /// What cases are made with.
 #[allow(missing_debug_implementations, reason = "the encoder has none")]
 pub struct Generator {
-    /// For code of 32 and of 64 bits.
-    catalogues: [Catalogue; 2],
+    /// For code of 16, of 32 and of 64 bits.
+    catalogues: [Catalogue; 3],
     model: Model,
     options: Options,
+    /// The only mode in which cases run, if they are not to run in all.
+    pub only: Option<Mode>,
     /// Encodes them.
     pub assembler: Assembler,
     info: InstructionInfoFactory,
@@ -43,8 +46,8 @@ pub struct Generator {
 /// How an instruction may be.
 #[derive(Clone, Copy, Debug)]
 pub struct Constraints {
-    /// Bits of the code.
-    pub bits: u32,
+    /// What the code runs in.
+    pub mode: Mode,
     /// Privilege level.
     pub cpl: u8,
     /// Registers that keep their contents.
@@ -81,7 +84,7 @@ impl Constraints {
     /// For code that begins with `start`.
     #[must_use]
     pub fn new(start: &Start) -> Self {
-        Self { bits: start.bits, cpl: start.cpl, reserved: 0, flags: Flags::Any }
+        Self { mode: start.mode, cpl: start.cpl, reserved: 0, flags: Flags::Any }
     }
 }
 
@@ -90,21 +93,28 @@ impl Generator {
     #[must_use]
     pub fn new(options: Options) -> Self {
         let model = Model::max();
-        let catalogues = [32, 64].map(|bits| Catalogue::new(&model, bits, options));
-        Self { catalogues, model, options, assembler: Assembler::default(), info: InstructionInfoFactory::new() }
+        let catalogues = [16, 32, 64].map(|bits| Catalogue::new(&model, bits, options));
+        let (assembler, info) = (Assembler::default(), InstructionInfoFactory::new());
+        Self { catalogues, model, options, only: None, assembler, info }
     }
 
     /// The instructions there are for code of `bits`.
     #[must_use]
     pub fn catalogue(&self, bits: u32) -> &Catalogue {
-        &self.catalogues[usize::from(bits == 64)]
+        &self.catalogues[bits as usize / 32]
+    }
+
+    /// What a case runs in.
+    pub fn mode(&self, random: &mut Random) -> Mode {
+        let mode = Mode::random(random);
+        self.only.unwrap_or(mode)
     }
 
     /// The sequence of a seed.
     pub fn sequence(&mut self, seed: u64) -> Case {
         let random = &mut Random::new(seed);
-        let bits = if random.one_in(6) { 32 } else { 64 };
-        let (start, mut roles) = Start::random(random, bits);
+        let mode = self.mode(random);
+        let (start, mut roles) = Start::random(random, mode);
         let offset = match random.below(4) {
             0 => PAGE as usize * (1 + random.index(2)) - random.index(64),
             _ => random.index(PAGE as usize),
@@ -113,7 +123,7 @@ impl Generator {
         let constraints = Constraints::new(&case.start);
         for _ in 0..1 + random.index(16) {
             if random.one_in(24) {
-                case.pieces.extend(self.point_somewhere(random, bits, &mut roles));
+                case.pieces.extend(self.point_somewhere(random, mode, &mut roles));
             }
             if random.one_in(16) {
                 case.pieces.extend(self.odd(random, &constraints));
@@ -131,19 +141,23 @@ impl Generator {
         }
         place_labels(&mut case.pieces);
         if random.one_in(4) {
-            case.pieces.extend(self.again(random, bits).into_iter().flatten());
+            case.pieces.extend(self.again(random, mode).into_iter().flatten());
         }
         case
     }
 
     /// Runs the sequence once more: what a tier remembers of the first time is put to use.
-    fn again(&mut self, random: &mut Random, bits: u32) -> Option<[Piece; 2]> {
-        let (narrow, wide) = (Code::Jne_rel32_32, Code::Jne_rel32_64);
-        let branch = Instruction::with_branch(if bits == 64 { wide } else { narrow }, 0).ok()?;
-        let counter = MemoryOperand::with_displ(COUNTERS, if bits == 64 { 8 } else { 4 });
+    fn again(&mut self, random: &mut Random, mode: Mode) -> Option<[Piece; 2]> {
+        let code = match mode.bits() {
+            64 => Code::Jne_rel32_64,
+            32 => Code::Jne_rel32_32,
+            _ => Code::Jne_rel16,
+        };
+        let branch = Instruction::with_branch(code, 0).ok()?;
+        let counter = address(mode, COUNTERS);
         // The counter is zero at first.
         let count = Instruction::with2(Code::Xor_rm32_imm8, counter, 1).ok()?;
-        let count = self.piece(random, bits, &count)?;
+        let count = self.piece(random, mode, &count)?;
         Some([count, Piece::Labelled(branch, Use::Branch, 0, 0)])
     }
 
@@ -158,10 +172,10 @@ impl Generator {
         pieces: &mut Vec<Piece>,
     ) {
         for _ in 0..TRIES {
-            let code = random.pick(self.catalogue(constraints.bits).list(class, constraints.cpl));
+            let code = random.pick(self.catalogue(constraints.mode.bits()).list(class, constraints.cpl));
             let mut known = *roles;
             let mut operands =
-                Operands { random, bits: constraints.bits, roles: &mut known, reserved: constraints.reserved };
+                Operands { random, mode: constraints.mode, roles: &mut known, reserved: constraints.reserved };
             let Some(instruction) = operands.fill(code) else { continue };
             if self.writes(&instruction, constraints.reserved) || !constraints.flags.fits(&instruction) {
                 continue;
@@ -170,7 +184,7 @@ impl Generator {
                 let target = label + 1 + random.index(4);
                 Some(Piece::Labelled(instruction, Use::Branch, target, 0))
             } else {
-                self.piece(random, constraints.bits, &instruction)
+                self.piece(random, constraints.mode, &instruction)
             };
             if let Some(piece) = piece {
                 *roles = known;
@@ -181,13 +195,13 @@ impl Generator {
     }
 
     /// An instruction encoded in one of the ways that there are. `None` if it cannot be encoded.
-    pub fn piece(&mut self, random: &mut Random, bits: u32, instruction: &Instruction) -> Option<Piece> {
-        let encoder = self.assembler.encoder(bits);
+    pub fn piece(&mut self, random: &mut Random, mode: Mode, instruction: &Instruction) -> Option<Piece> {
+        let encoder = self.assembler.encoder(mode.bits());
         let choice = random.bits();
         encoder.set_prevent_vex2(choice & 7 == 0);
         encoder.set_vex_wig((choice >> 3 & 1) as u32);
         encoder.set_vex_lig((choice >> 4 & 1) as u32);
-        let result = encoder.encode(instruction, crate::layout::CODE);
+        let result = encoder.encode(instruction, mode.code());
         let bytes = encoder.take_buffer();
         result.ok()?;
         Some(if instruction.is_ip_rel_memory_operand() { Piece::Relative(*instruction) } else { Piece::bytes(&bytes) })
@@ -204,15 +218,16 @@ impl Generator {
     }
 
     /// Loads a register with an address.
-    pub fn point_somewhere(&mut self, random: &mut Random, bits: u32, roles: &mut Roles) -> Option<Piece> {
+    pub fn point_somewhere(&mut self, random: &mut Random, mode: Mode, roles: &mut Roles) -> Option<Piece> {
         let number = random.bit(roles.pointers)?;
         let target = spot(random);
-        let instruction = if bits == 64 {
+        let instruction = if mode == Mode::Long {
             Instruction::with2(Code::Mov_r64_imm64, Register::RAX + number as u32, target).ok()?
         } else {
-            Instruction::with2(Code::Mov_r32_imm32, Register::EAX + number as u32, target as u32).ok()?
+            let offset = mode.reach(target).1 as u32;
+            Instruction::with2(Code::Mov_r32_imm32, Register::EAX + number as u32, offset).ok()?
         };
-        self.piece(random, bits, &instruction)
+        self.piece(random, mode, &instruction)
     }
 
     /// Random bytes that decode to an instruction without control flow: odd prefixes, redundant and undefined
@@ -226,7 +241,7 @@ impl Generator {
                 at += 1;
             }
         }
-        if constraints.bits == 64 && random.one_in(2) {
+        if constraints.mode == Mode::Long && random.one_in(2) {
             bytes[at] = 0x40 | random.below(16) as u8;
             at += 1;
         }
@@ -236,10 +251,10 @@ impl Generator {
             _ => {}
         }
         let options = DecoderOptions::FORCE_RESERVED_NOP | self.model.decoder_options();
-        let mut decoder = Decoder::with_ip(constraints.bits, &bytes[..15], 0, options);
+        let mut decoder = Decoder::with_ip(constraints.mode.bits(), &bytes[..15], 0, options);
         let instruction = decoder.decode();
         let next = instruction.flow_control() == FlowControl::Next;
-        let listed = self.is_listed(&instruction, constraints.cpl, constraints.bits);
+        let listed = self.is_listed(&instruction, constraints.cpl, constraints.mode.bits());
         (!instruction.is_invalid() && next && listed).then(|| Piece::bytes(&bytes[..instruction.len()]))
     }
 
@@ -255,6 +270,12 @@ impl Generator {
     pub fn options(&self) -> Options {
         self.options
     }
+}
+
+/// A memory operand at an address of a case that is below 2 GiB.
+pub(crate) fn address(mode: Mode, address: u64) -> MemoryOperand {
+    let (segment, offset) = mode.reach(address);
+    MemoryOperand::new(Register::None, Register::None, 1, offset.cast_signed(), mode.bits() / 8, false, segment)
 }
 
 /// Puts the labels that branches name before the instructions, and some behind the last one.

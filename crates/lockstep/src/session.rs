@@ -5,6 +5,7 @@ use crate::differences::{Buffers, Differences};
 use crate::lane::{Image, Lane, Outcome};
 use crate::log::Entry;
 use crate::minimise::{minimise, shrink};
+use crate::mode::Mode;
 use crate::report::Report;
 use crate::sequence::Generator;
 use crate::tier::Tier;
@@ -43,10 +44,12 @@ pub struct Settings {
     pub failures: usize,
     /// Say each seed before its case.
     pub trace: bool,
+    /// Run in this mode only.
+    pub mode: Option<Mode>,
 }
 
 impl Settings {
-    /// `VITRINE_SEED`, `VITRINE_CASES`, `VITRINE_FAILURES` and `VITRINE_TRACE`, or else these.
+    /// `VITRINE_SEED`, `VITRINE_CASES`, `VITRINE_FAILURES`, `VITRINE_TRACE` and `VITRINE_MODE`, or else these.
     #[must_use]
     pub fn from_environment(seed: u64, cases: u64) -> Self {
         let number = |name: &str| {
@@ -58,6 +61,7 @@ impl Settings {
             cases: number("VITRINE_CASES").unwrap_or(cases),
             failures: number("VITRINE_FAILURES").map_or(1, |count| count as usize),
             trace: std::env::var_os("VITRINE_TRACE").is_some(),
+            mode: std::env::var("VITRINE_MODE").ok().and_then(|name| Mode::named(&name)),
         }
     }
 
@@ -135,7 +139,7 @@ impl Session {
             return None;
         };
         let outcomes = self.execute(case, &program)?;
-        Some(self.compare(outcomes))
+        Some(self.compare(case.start.mode, outcomes))
     }
 
     fn execute(&mut self, case: &Case, program: &Program) -> Option<[Outcome; 2]> {
@@ -147,14 +151,14 @@ impl Session {
         if expected == Outcome::Endless {
             self.statistics.endless += 1;
             let lanes = [&reference.lane, &reference.lane];
-            Differences::default().compare_memory(lanes, &self.image, &mut self.buffers, false);
+            Differences::default().compare_memory(lanes, case.start.mode, &self.image, &mut self.buffers, false);
             return None;
         }
         other.lane.load(program, &case.start);
         Some([expected, other.lane.run(&mut *other.tier, &other.watchdog)])
     }
 
-    fn compare(&mut self, outcomes: [Outcome; 2]) -> Differences {
+    fn compare(&mut self, mode: Mode, outcomes: [Outcome; 2]) -> Differences {
         let [a, b] = [&self.runners[0].lane, &self.runners[1].lane];
         let statistics = &mut self.statistics;
         statistics.compared += 1;
@@ -173,7 +177,7 @@ impl Session {
             }
         }
         let all = statistics.compared.is_multiple_of(ALL_MEMORY);
-        differences.compare_memory([a, b], &self.image, &mut self.buffers, all);
+        differences.compare_memory([a, b], mode, &self.image, &mut self.buffers, all);
         differences
     }
 
@@ -234,7 +238,7 @@ impl Session {
         let program = self.generator.assembler.assemble(&small).unwrap_or_default();
         let outcomes = self.execute(&small, &program);
         let logs = [0, 1].map(|n: usize| Entry::all(&self.runners[n].lane.ram()));
-        let differences = outcomes.map_or(found, |outcomes| self.compare(outcomes));
+        let differences = outcomes.map_or(found, |outcomes| self.compare(small.start.mode, outcomes));
         let report = Report::new(name, seed, first, &small, &program, differences).logs(logs);
         match history.as_slice() {
             [] => report,
@@ -249,6 +253,7 @@ impl Session {
     /// smallest form, and the next case finds new machines.
     pub fn run_all(&mut self, name: &str, generate: Generate, settings: Settings) -> Vec<Report> {
         let mut reports = Vec::new();
+        self.generator.only = settings.mode;
         let mut first = settings.seed;
         for seed in settings.seeds() {
             if settings.trace {

@@ -1,6 +1,7 @@
 //! The state in which a case begins.
 
 use crate::layout::{USER_STACK, World, spot};
+use crate::mode::{GDT_LEN, Mode};
 use crate::random::Random;
 use cpu::state::{RCX, RDI, RSI, RSP};
 use host::vector::{MXCSR_DEFAULT, MXCSR_MISALIGNED, VectorState};
@@ -9,15 +10,15 @@ use x86::Rflags;
 /// Registers and what surrounds them before the first instruction.
 #[derive(Clone, Debug)]
 pub struct Start {
-    /// Bits of the code segment: 64, or 32 for compatibility mode.
-    pub bits: u32,
+    /// Of the processor.
+    pub mode: Mode,
     /// 0 or 3.
     pub cpl: u8,
     /// Whose page tables.
     pub world: World,
     /// RAX … R15.
     pub gpr: [u64; 16],
-    /// RFLAGS.
+    /// RFLAGS, but for VM.
     pub flags: u64,
     /// Bases of FS and GS.
     pub bases: [u64; 2],
@@ -54,15 +55,16 @@ pub struct Roles {
 impl Start {
     /// The plainest: zeros, exceptions masked, CPL 0, a stack.
     #[must_use]
-    pub fn plain(bits: u32) -> Self {
+    pub fn plain(mode: Mode) -> Self {
         let mut vector = VectorState::new();
         vector.init_x87();
         let mut gpr = [0; 16];
-        gpr[RSP] = USER_STACK + 0x1800;
+        gpr[RSP] = mode.reach(USER_STACK + 0x1800).1;
+        let cpl = mode.levels()[0];
         Self {
-            bits,
-            cpl: 0,
-            world: World::Kernel,
+            mode,
+            cpl,
+            world: if cpl == 0 { World::Kernel } else { World::User },
             gpr,
             flags: 2,
             bases: [0; 2],
@@ -77,15 +79,11 @@ impl Start {
 
     /// A random one.
     #[must_use]
-    pub fn random(random: &mut Random, bits: u32) -> (Self, Roles) {
-        let mut start = Self::plain(bits);
+    pub fn random(random: &mut Random, mode: Mode) -> (Self, Roles) {
+        let mut start = Self::plain(mode);
         let roles = start.general(random);
-        if random.one_in(2) {
-            start.cpl = 3;
-            start.world = World::User;
-        } else if random.one_in(8) {
-            start.world = World::User;
-        }
+        start.cpl = random.pick(mode.levels());
+        start.world = if start.cpl == 3 || random.one_in(8) { World::User } else { World::Kernel };
         start.flags = 2 | random.bits() & (Rflags::STATUS | 0x200);
         for (bit, one_in) in [(1 << 10, 8), (1 << 18, 8), (1 << 21, 8), (1 << 14, 32), (1 << 8, 64), (1 << 16, 64)] {
             if random.one_in(one_in) {
@@ -95,7 +93,12 @@ impl Start {
         if random.one_in(8) {
             start.flags |= 0x3000;
         }
-        start.bases = [spot(random), spot(random)];
+        start.bases = [spot(random), spot(random)].map(|base| match mode.bits() {
+            64 => base,
+            _ if mode.is_8086() => mode.linear(base) & 0xf_fff0,
+            32 => base & 0xffff_ffff,
+            _ => base & 0xffff_fff0,
+        });
         start.vectors(random);
         start.x87(random);
         if random.one_in(16) {
@@ -113,21 +116,22 @@ impl Start {
         if random.one_in(8) {
             start.cold = random.bits() as u32;
         }
-        if random.one_in(8) {
+        // Elsewhere they would be seen on the case's own stack.
+        if random.one_in(8) && (mode.is_long() || start.cpl == 3) {
             start.storm = random.below(40) as u32;
         }
         (start, roles)
     }
 
     fn general(&mut self, random: &mut Random) -> Roles {
-        let registers = if self.bits == 64 { 16 } else { 8 };
+        let registers = if self.mode == Mode::Long { 16 } else { 8 };
         let mut roles = Roles::default();
         for n in (0..registers).filter(|&n| n != RSP) {
             let kind = if matches!(n, RSI | RDI) { random.below(7) } else { random.below(16) };
             let (value, role) = match kind {
-                0..7 => (spot(random), &mut roles.pointers),
+                0..7 => (self.mode.reach(spot(random)).1, &mut roles.pointers),
                 7..10 => (random.between(-8, 24).cast_unsigned(), &mut roles.small),
-                10 => (random.pick(&[0x23, 0x2b, 0x08, 0x10, 0x4b, 0x53, 0x5b, 0x63]), &mut roles.small),
+                10 => ((8 * random.below(u64::from(GDT_LEN) / 8)) | random.below(4), &mut roles.small),
                 _ => (random.value(), &mut Roles::default().small),
             };
             *role |= 1 << n;
@@ -139,13 +143,14 @@ impl Start {
             roles.pointers &= !(1 << RCX);
             roles.small |= 1 << RCX;
         }
-        self.gpr[RSP] = match random.below(16) {
+        let stack = match random.below(16) {
             0 => spot(random),
             1 => USER_STACK + random.below(32),
             2 => USER_STACK + 0x2000 - random.below(64),
             3 => USER_STACK + 0x1000 + random.below(64),
             _ => USER_STACK + 0x1000 + random.below(64) * 8,
         };
+        self.gpr[RSP] = self.mode.reach(stack).1;
         roles
     }
 

@@ -7,24 +7,48 @@ use crate::sequence::Flags;
 use cpu::state::{RBP, RCX, RDX, RSP};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 
-/// Conditional branches with near and with short displacements, for 32-bit and for 64-bit code.
-const CONDITIONAL: [[Code; 4]; 16] = [
-    [Code::Jo_rel32_32, Code::Jo_rel32_64, Code::Jo_rel8_32, Code::Jo_rel8_64],
-    [Code::Jno_rel32_32, Code::Jno_rel32_64, Code::Jno_rel8_32, Code::Jno_rel8_64],
-    [Code::Jb_rel32_32, Code::Jb_rel32_64, Code::Jb_rel8_32, Code::Jb_rel8_64],
-    [Code::Jae_rel32_32, Code::Jae_rel32_64, Code::Jae_rel8_32, Code::Jae_rel8_64],
-    [Code::Je_rel32_32, Code::Je_rel32_64, Code::Je_rel8_32, Code::Je_rel8_64],
-    [Code::Jne_rel32_32, Code::Jne_rel32_64, Code::Jne_rel8_32, Code::Jne_rel8_64],
-    [Code::Jbe_rel32_32, Code::Jbe_rel32_64, Code::Jbe_rel8_32, Code::Jbe_rel8_64],
-    [Code::Ja_rel32_32, Code::Ja_rel32_64, Code::Ja_rel8_32, Code::Ja_rel8_64],
-    [Code::Js_rel32_32, Code::Js_rel32_64, Code::Js_rel8_32, Code::Js_rel8_64],
-    [Code::Jns_rel32_32, Code::Jns_rel32_64, Code::Jns_rel8_32, Code::Jns_rel8_64],
-    [Code::Jp_rel32_32, Code::Jp_rel32_64, Code::Jp_rel8_32, Code::Jp_rel8_64],
-    [Code::Jnp_rel32_32, Code::Jnp_rel32_64, Code::Jnp_rel8_32, Code::Jnp_rel8_64],
-    [Code::Jl_rel32_32, Code::Jl_rel32_64, Code::Jl_rel8_32, Code::Jl_rel8_64],
-    [Code::Jge_rel32_32, Code::Jge_rel32_64, Code::Jge_rel8_32, Code::Jge_rel8_64],
-    [Code::Jle_rel32_32, Code::Jle_rel32_64, Code::Jle_rel8_32, Code::Jle_rel8_64],
-    [Code::Jg_rel32_32, Code::Jg_rel32_64, Code::Jg_rel8_32, Code::Jg_rel8_64],
+/// Conditional branches with near and with short displacements, for 16-bit, 32-bit and 64-bit code.
+const CONDITIONAL: [[[Code; 3]; 2]; 16] = [
+    [[Code::Jo_rel16, Code::Jo_rel32_32, Code::Jo_rel32_64], [Code::Jo_rel8_16, Code::Jo_rel8_32, Code::Jo_rel8_64]],
+    [
+        [Code::Jno_rel16, Code::Jno_rel32_32, Code::Jno_rel32_64],
+        [Code::Jno_rel8_16, Code::Jno_rel8_32, Code::Jno_rel8_64],
+    ],
+    [[Code::Jb_rel16, Code::Jb_rel32_32, Code::Jb_rel32_64], [Code::Jb_rel8_16, Code::Jb_rel8_32, Code::Jb_rel8_64]],
+    [
+        [Code::Jae_rel16, Code::Jae_rel32_32, Code::Jae_rel32_64],
+        [Code::Jae_rel8_16, Code::Jae_rel8_32, Code::Jae_rel8_64],
+    ],
+    [[Code::Je_rel16, Code::Je_rel32_32, Code::Je_rel32_64], [Code::Je_rel8_16, Code::Je_rel8_32, Code::Je_rel8_64]],
+    [
+        [Code::Jne_rel16, Code::Jne_rel32_32, Code::Jne_rel32_64],
+        [Code::Jne_rel8_16, Code::Jne_rel8_32, Code::Jne_rel8_64],
+    ],
+    [
+        [Code::Jbe_rel16, Code::Jbe_rel32_32, Code::Jbe_rel32_64],
+        [Code::Jbe_rel8_16, Code::Jbe_rel8_32, Code::Jbe_rel8_64],
+    ],
+    [[Code::Ja_rel16, Code::Ja_rel32_32, Code::Ja_rel32_64], [Code::Ja_rel8_16, Code::Ja_rel8_32, Code::Ja_rel8_64]],
+    [[Code::Js_rel16, Code::Js_rel32_32, Code::Js_rel32_64], [Code::Js_rel8_16, Code::Js_rel8_32, Code::Js_rel8_64]],
+    [
+        [Code::Jns_rel16, Code::Jns_rel32_32, Code::Jns_rel32_64],
+        [Code::Jns_rel8_16, Code::Jns_rel8_32, Code::Jns_rel8_64],
+    ],
+    [[Code::Jp_rel16, Code::Jp_rel32_32, Code::Jp_rel32_64], [Code::Jp_rel8_16, Code::Jp_rel8_32, Code::Jp_rel8_64]],
+    [
+        [Code::Jnp_rel16, Code::Jnp_rel32_32, Code::Jnp_rel32_64],
+        [Code::Jnp_rel8_16, Code::Jnp_rel8_32, Code::Jnp_rel8_64],
+    ],
+    [[Code::Jl_rel16, Code::Jl_rel32_32, Code::Jl_rel32_64], [Code::Jl_rel8_16, Code::Jl_rel8_32, Code::Jl_rel8_64]],
+    [
+        [Code::Jge_rel16, Code::Jge_rel32_32, Code::Jge_rel32_64],
+        [Code::Jge_rel8_16, Code::Jge_rel8_32, Code::Jge_rel8_64],
+    ],
+    [
+        [Code::Jle_rel16, Code::Jle_rel32_32, Code::Jle_rel32_64],
+        [Code::Jle_rel8_16, Code::Jle_rel8_32, Code::Jle_rel8_64],
+    ],
+    [[Code::Jg_rel16, Code::Jg_rel32_32, Code::Jg_rel32_64], [Code::Jg_rel8_16, Code::Jg_rel8_32, Code::Jg_rel8_64]],
 ];
 /// Which of them is JNE.
 const NOT_EQUAL: usize = 5;
@@ -34,15 +58,13 @@ const LESS: usize = 12;
 impl Writer<'_> {
     /// A near conditional branch.
     fn condition(&mut self, which: usize, label: usize) {
-        let [narrow, wide, ..] = CONDITIONAL[which];
-        let code = self.by_mode(narrow, wide);
+        let code = self.by_word(CONDITIONAL[which][0]);
         self.branch(code, label);
     }
 
     /// A short one: the label is within reach.
     fn short_condition(&mut self, which: usize, label: usize) {
-        let [.., narrow, wide] = CONDITIONAL[which];
-        let code = self.by_mode(narrow, wide);
+        let code = self.by_word(CONDITIONAL[which][1]);
         self.branch(code, label);
     }
 
@@ -79,14 +101,15 @@ impl Writer<'_> {
         self.load(counter, if up { 0 } else { count as u32 });
         self.place(begin);
         self.reserving(1 << counter, |writer| writer.body(depth, count));
-        let displacement = MemoryOperand::with_base_displ(register, -1);
-        let [sub, add, cmp, lea, test] = [
-            self.by_mode(Code::Sub_rm32_imm8, Code::Sub_rm64_imm8),
-            self.by_mode(Code::Add_rm32_imm8, Code::Add_rm64_imm8),
-            self.by_mode(Code::Cmp_rm32_imm32, Code::Cmp_rm64_imm32),
-            self.by_mode(Code::Lea_r32_m, Code::Lea_r64_m),
-            self.by_mode(Code::Test_rm32_r32, Code::Test_rm64_r64),
+        let displacement = MemoryOperand::with_base_displ(self.pointer(counter), -1);
+        let codes = [
+            [Code::Sub_rm16_imm8, Code::Sub_rm32_imm8, Code::Sub_rm64_imm8],
+            [Code::Add_rm16_imm8, Code::Add_rm32_imm8, Code::Add_rm64_imm8],
+            [Code::Cmp_rm16_imm16, Code::Cmp_rm32_imm32, Code::Cmp_rm64_imm32],
+            [Code::Lea_r16_m, Code::Lea_r32_m, Code::Lea_r64_m],
+            [Code::Test_rm16_r16, Code::Test_rm32_r32, Code::Test_rm64_r64],
         ];
+        let [sub, add, cmp, lea, test] = codes.map(|code| self.by_word(code));
         match kind {
             3 => {
                 self.add(Instruction::with2(add, register, 1));
@@ -101,7 +124,7 @@ impl Writer<'_> {
             }
             6 => self.add(Instruction::with2(Code::Sub_rm32_imm8, Register::EAX + counter as u32, 1)),
             _ => {
-                let code = self.by_mode(Code::Dec_rm32, Code::Dec_rm64);
+                let code = self.by_word([Code::Dec_rm16, Code::Dec_rm32, Code::Dec_rm64]);
                 self.add(Instruction::with1(code, register));
             }
         }
@@ -138,20 +161,21 @@ impl Writer<'_> {
             writer.times /= count;
         });
         let loops = [
-            self.by_mode(Code::Loop_rel8_32_ECX, Code::Loop_rel8_64_RCX),
-            self.by_mode(Code::Loope_rel8_32_ECX, Code::Loope_rel8_64_RCX),
-            self.by_mode(Code::Loopne_rel8_32_ECX, Code::Loopne_rel8_64_RCX),
-            self.by_mode(Code::Loop_rel8_32_ECX, Code::Loop_rel8_64_ECX),
+            [Code::Loop_rel8_16_CX, Code::Loop_rel8_32_ECX, Code::Loop_rel8_64_RCX],
+            [Code::Loope_rel8_16_CX, Code::Loope_rel8_32_ECX, Code::Loope_rel8_64_RCX],
+            [Code::Loopne_rel8_16_CX, Code::Loopne_rel8_32_ECX, Code::Loopne_rel8_64_RCX],
+            [Code::Loop_rel8_16_ECX, Code::Loop_rel8_32_CX, Code::Loop_rel8_64_ECX],
         ];
         if self.random.one_in(4) {
             // RCX counts without flags.
-            let (code, rcx) = (self.by_mode(Code::Lea_r32_m, Code::Lea_r64_m), self.register(RCX));
+            let (code, rcx) = (self.by_mode(Code::Lea_r32_m, Code::Lea_r64_m), self.pointer(RCX));
             self.add(Instruction::with2(code, rcx, MemoryOperand::with_base_displ(rcx, -1)));
-            let code = self.by_mode(Code::Jecxz_rel8_32, Code::Jrcxz_rel8_64);
+            let code = self.by_word([Code::Jcxz_rel8_16, Code::Jecxz_rel8_32, Code::Jrcxz_rel8_64]);
             self.branch(code, out);
             self.jump(begin, 0);
         } else {
-            let code = self.random.pick(&loops);
+            let kind = self.random.index(loops.len());
+            let code = self.by_word(loops[kind]);
             self.branch(code, begin);
         }
         self.place(out);
@@ -198,24 +222,18 @@ impl Writer<'_> {
         let [table, out] = [self.label(), self.label()];
         let labels: Vec<usize> = (0..arms).map(|_| self.label()).collect();
         let (number, from) = (self.free(), self.random.index(8));
-        let register = self.register(number);
+        let (register, index) = (self.register(number), self.pointer(number));
         self.add(Instruction::with2(Code::Mov_r32_rm32, Register::EAX + number as u32, Register::EAX + from as u32));
         self.add(Instruction::with2(Code::And_rm32_imm8, Register::EAX + number as u32, arms as i32 - 1));
-        let operand = MemoryOperand::with_base_index_scale_displ_size(
-            Register::None,
-            register,
-            8,
-            0,
-            if self.wide() { 8 } else { 4 },
-        );
+        let operand = self.table(index);
         let call = self.random.one_in(3);
         let code = if call {
-            self.by_mode(Code::Call_rm32, Code::Call_rm64)
+            self.by_word([Code::Call_rm16, Code::Call_rm32, Code::Call_rm64])
         } else {
-            self.by_mode(Code::Jmp_rm32, Code::Jmp_rm64)
+            self.by_word([Code::Jmp_rm16, Code::Jmp_rm32, Code::Jmp_rm64])
         };
         if self.random.one_in(3) {
-            let load = self.by_mode(Code::Mov_r32_rm32, Code::Mov_r64_rm64);
+            let load = self.by_word([Code::Mov_r16_rm16, Code::Mov_r32_rm32, Code::Mov_r64_rm64]);
             self.add_labelled(Instruction::with2(load, register, operand), Use::Displacement, table, 0);
             self.add(Instruction::with1(code, register));
         } else {
@@ -239,8 +257,8 @@ impl Writer<'_> {
     }
 
     fn ret(&mut self, arguments: u32) {
-        let plain = self.by_mode(Code::Retnd, Code::Retnq);
-        let popping = self.by_mode(Code::Retnd_imm16, Code::Retnq_imm16);
+        let plain = self.by_word([Code::Retnw, Code::Retnd, Code::Retnq]);
+        let popping = self.by_word([Code::Retnw_imm16, Code::Retnd_imm16, Code::Retnq_imm16]);
         if arguments == 0 {
             self.add(Ok(Instruction::with(plain)));
         } else {
@@ -251,20 +269,21 @@ impl Writer<'_> {
     /// A function's body with its prologue and return.
     pub(super) fn frame(&mut self, body: impl FnOnce(&mut Self)) {
         let kind = if self.is_free(1 << RBP) { self.random.below(3) } else { 0 };
-        let (push, pop) = (self.by_mode(Code::Push_r32, Code::Push_r64), self.by_mode(Code::Pop_r32, Code::Pop_r64));
+        let push = self.by_word([Code::Push_r16, Code::Push_r32, Code::Push_r64]);
+        let pop = self.by_word([Code::Pop_r16, Code::Pop_r32, Code::Pop_r64]);
         let (rbp, rsp) = (self.register(RBP), self.register(RSP));
         match kind {
             1 => {
-                let code = self.by_mode(Code::Enterd_imm16_imm8, Code::Enterq_imm16_imm8);
+                let code = self.by_word([Code::Enterw_imm16_imm8, Code::Enterd_imm16_imm8, Code::Enterq_imm16_imm8]);
                 let level = self.random.pick(&[0, 0, 0, 1, 2]);
                 let size = 8 * self.random.below(8) as u32;
                 self.add(Instruction::with2(code, size, level));
             }
             2 => {
                 self.add(Instruction::with1(push, rbp));
-                let code = self.by_mode(Code::Mov_r32_rm32, Code::Mov_r64_rm64);
+                let code = self.by_word([Code::Mov_r16_rm16, Code::Mov_r32_rm32, Code::Mov_r64_rm64]);
                 self.add(Instruction::with2(code, rbp, rsp));
-                let code = self.by_mode(Code::Sub_rm32_imm8, Code::Sub_rm64_imm8);
+                let code = self.by_word([Code::Sub_rm16_imm8, Code::Sub_rm32_imm8, Code::Sub_rm64_imm8]);
                 self.add(Instruction::with2(code, rsp, 32));
             }
             _ => {}
@@ -278,12 +297,12 @@ impl Writer<'_> {
         match kind {
             0 => {}
             2 if self.random.one_in(2) => {
-                let code = self.by_mode(Code::Mov_r32_rm32, Code::Mov_r64_rm64);
+                let code = self.by_word([Code::Mov_r16_rm16, Code::Mov_r32_rm32, Code::Mov_r64_rm64]);
                 self.add(Instruction::with2(code, rsp, rbp));
                 self.add(Instruction::with1(pop, rbp));
             }
             _ => {
-                let code = self.by_mode(Code::Leaved, Code::Leaveq);
+                let code = self.by_word([Code::Leavew, Code::Leaved, Code::Leaveq]);
                 self.add(Ok(Instruction::with(code)));
             }
         }
@@ -306,7 +325,7 @@ impl Writer<'_> {
             writer.straight(count);
             writer.times /= 16;
         });
-        let code = self.by_mode(Code::Call_rel32_32, Code::Call_rel32_64);
+        let code = self.by_word([Code::Call_rel16, Code::Call_rel32_32, Code::Call_rel32_64]);
         self.branch(code, label);
         if self.random.one_in(2) {
             self.straight(2);
@@ -332,7 +351,7 @@ impl Writer<'_> {
             self.load(counter, depth);
         }
         self.spent += cost * self.times;
-        let indirect = self.by_mode(Code::Call_rm32, Code::Call_rm64);
+        let indirect = self.by_word([Code::Call_rm16, Code::Call_rm32, Code::Call_rm64]);
         match self.random.below(4) {
             0 => {
                 let number = self.free();
@@ -345,7 +364,7 @@ impl Writer<'_> {
             }
             1 => {
                 let [table, behind] = [self.label(), self.label()];
-                let operand = self.at(0);
+                let operand = self.table(Register::None);
                 self.add_labelled(Instruction::with1(indirect, operand), Use::Displacement, table, 0);
                 self.jump(behind, 0);
                 self.place(table);
@@ -353,7 +372,7 @@ impl Writer<'_> {
                 self.place(behind);
             }
             _ => {
-                let code = self.by_mode(Code::Call_rel32_32, Code::Call_rel32_64);
+                let code = self.by_word([Code::Call_rel16, Code::Call_rel32_32, Code::Call_rel32_64]);
                 self.branch(code, label);
             }
         }
@@ -362,10 +381,10 @@ impl Writer<'_> {
     /// Calls and returns that do not match, and jumps to other names of the code.
     pub(super) fn stray(&mut self) {
         let [there, behind] = [self.label(), self.label()];
-        let call = self.by_mode(Code::Call_rel32_32, Code::Call_rel32_64);
-        let push = self.by_mode(Code::Pushd_imm32, Code::Pushq_imm32);
-        let pop = self.by_mode(Code::Pop_r32, Code::Pop_r64);
-        let rsp = self.register(RSP);
+        let call = self.by_word([Code::Call_rel16, Code::Call_rel32_32, Code::Call_rel32_64]);
+        let push = self.by_word([Code::Push_imm16, Code::Pushd_imm32, Code::Pushq_imm32]);
+        let pop = self.by_word([Code::Pop_r16, Code::Pop_r32, Code::Pop_r64]);
+        let (rsp, word) = (self.register(RSP), self.word);
         match self.random.below(6) {
             0 => {
                 // Where am I?
@@ -388,8 +407,8 @@ impl Writer<'_> {
                 self.straight(1);
                 self.jump(behind, 0);
                 self.place(there);
-                let code = self.by_mode(Code::Mov_rm32_imm32, Code::Mov_rm64_imm32);
-                let top = MemoryOperand::with_base(rsp);
+                let code = self.by_word([Code::Mov_rm16_imm16, Code::Mov_rm32_imm32, Code::Mov_rm64_imm32]);
+                let top = MemoryOperand::with_base(self.pointer(RSP));
                 self.add_labelled(Instruction::with2(code, top, 0), Use::Immediate, behind, 0);
                 self.ret(0);
                 self.place(behind);
@@ -399,32 +418,33 @@ impl Writer<'_> {
                 self.branch(call, there);
                 self.straight(1);
                 self.place(there);
-                let code = self.by_mode(Code::Lea_r32_m, Code::Lea_r64_m);
-                let size = if self.wide() { 8 } else { 4 };
-                self.add(Instruction::with2(code, rsp, MemoryOperand::with_base_displ(rsp, size)));
+                let code = self.by_word([Code::Lea_r16_m, Code::Lea_r32_m, Code::Lea_r64_m]);
+                let above = MemoryOperand::with_base_displ(self.pointer(RSP), word.cast_signed());
+                self.add(Instruction::with2(code, rsp, above));
             }
             4 => {
                 // Arguments that the callee pops.
                 let arguments = 1 + self.random.below(3) as u32;
                 for _ in 0..arguments {
-                    let value = self.random.value() as i32;
+                    let value = self.random.value();
+                    let value = if word == 2 { i32::from(value as i16) } else { value as i32 };
                     self.add(Instruction::with1(push, value));
                 }
                 self.branch(call, there);
                 self.jump(behind, 0);
                 self.place(there);
                 self.straight(1);
-                self.ret(arguments * if self.wide() { 8 } else { 4 });
+                self.ret(arguments * word as u32);
                 self.place(behind);
             }
             _ => {
                 // On in another mapping of the same code.
-                self.jump(there, crate::layout::ALIAS as i32);
+                self.jump(there, self.alias());
                 self.place(there);
                 if self.random.one_in(2) {
                     self.straight(2);
                     self.load_label(0, behind, 0);
-                    let code = self.by_mode(Code::Jmp_rm32, Code::Jmp_rm64);
+                    let code = self.by_word([Code::Jmp_rm16, Code::Jmp_rm32, Code::Jmp_rm64]);
                     let register = self.register(0);
                     self.add(Instruction::with1(code, register));
                     self.place(behind);

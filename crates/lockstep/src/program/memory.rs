@@ -3,7 +3,8 @@
 use super::Writer;
 use crate::case::{Piece, Use};
 use crate::catalogue::Class;
-use crate::layout::{ALIAS, spot};
+use crate::hooks::DMA;
+use crate::layout::spot;
 use crate::sequence::Flags;
 use cpu::state::{RCX, RDI, RSI, RSP};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
@@ -11,11 +12,12 @@ use iced_x86::{Code, Instruction, MemoryOperand, Register};
 impl Writer<'_> {
     /// Pushes and pops that balance.
     pub(super) fn stack(&mut self) {
-        let (push, pop) = (self.by_mode(Code::Push_r32, Code::Push_r64), self.by_mode(Code::Pop_r32, Code::Pop_r64));
-        let immediate = self.by_mode(Code::Pushd_imm8, Code::Pushq_imm8);
-        let flags = self.by_mode(Code::Pushfd, Code::Pushfq);
-        let memory = self.by_mode(Code::Push_rm32, Code::Push_rm64);
-        let (rsp, size) = (self.register(RSP), if self.wide() { 8 } else { 4 });
+        let push = self.by_word([Code::Push_r16, Code::Push_r32, Code::Push_r64]);
+        let pop = self.by_word([Code::Pop_r16, Code::Pop_r32, Code::Pop_r64]);
+        let immediate = self.by_word([Code::Pushw_imm8, Code::Pushd_imm8, Code::Pushq_imm8]);
+        let flags = self.by_word([Code::Pushfw, Code::Pushfd, Code::Pushfq]);
+        let memory = self.by_word([Code::Push_rm16, Code::Push_rm32, Code::Push_rm64]);
+        let (rsp, top, size) = (self.register(RSP), self.pointer(RSP), self.word.cast_signed());
         let count = 1 + self.random.index(5);
         for _ in 0..count {
             match self.random.below(8) {
@@ -25,7 +27,7 @@ impl Writer<'_> {
                 }
                 1 => self.add(Ok(Instruction::with(flags))),
                 2 => {
-                    let operand = MemoryOperand::with_base_displ(rsp, size * self.random.between(-4, 4));
+                    let operand = MemoryOperand::with_base_displ(top, size * self.random.between(-4, 4));
                     self.add(Instruction::with1(memory, operand));
                 }
                 3 => {
@@ -44,8 +46,8 @@ impl Writer<'_> {
         }
         for _ in 0..count {
             if self.random.one_in(6) {
-                let code = self.by_mode(Code::Pop_rm32, Code::Pop_rm64);
-                self.add(Instruction::with1(code, MemoryOperand::with_base_displ(rsp, -size)));
+                let code = self.by_word([Code::Pop_rm16, Code::Pop_rm32, Code::Pop_rm64]);
+                self.add(Instruction::with1(code, MemoryOperand::with_base_displ(top, -size)));
             } else {
                 let number = self.free();
                 let register = self.register(number);
@@ -61,12 +63,7 @@ impl Writer<'_> {
         }
         for number in [RSI, RDI] {
             let target = spot(&mut self.random);
-            let register = self.register(number);
-            if self.wide() {
-                self.add(Instruction::with2(Code::Mov_r64_imm64, register, target));
-            } else {
-                self.load(number, target as u32);
-            }
+            self.load_address(number, target);
         }
         let count = match self.random.below(6) {
             0 => 0,
@@ -89,13 +86,14 @@ impl Writer<'_> {
         }
     }
 
-    /// A store into code: of the operand of an instruction, of an instruction, or of what is there already.
+    /// A store into code, or a write of a device: of the operand of an instruction, of an instruction, or of what is
+    /// there already.
     pub(super) fn patch(&mut self) {
         let target = self.label();
         let number = self.free();
         let register = Register::EAX + number as u32;
-        let add = if self.random.one_in(3) { ALIAS as i32 } else { 0 };
-        let place = self.at(0);
+        let add = if self.random.one_in(3) { self.alias() } else { 0 };
+        let place = self.table(Register::None);
         // The code that is changed may come before or behind the store.
         let backward = self.random.one_in(3);
         let again = self.label();
@@ -106,7 +104,8 @@ impl Writer<'_> {
             self.place(again);
             self.victim(number, target);
         }
-        match self.random.below(5) {
+        let devices = self.is_free(1) && (self.constraints.cpl == 0 || self.random.one_in(8));
+        match self.random.below(if devices { 6 } else { 5 }) {
             0 => {
                 let value = self.random.bits() as u32;
                 let store = Instruction::with2(Code::Mov_rm32_imm32, place, value);
@@ -129,15 +128,20 @@ impl Writer<'_> {
                 let store = Instruction::with2(Code::Movups_xmmm128_xmm, place, Register::XMM1);
                 self.add_labelled(store, Use::Displacement, target, add);
             }
-            _ => {
+            4 => {
                 let store = Instruction::with2(Code::Xadd_rm8_r8, place, Register::AL);
                 self.add_labelled(store, Use::Displacement, target, add + 2);
+            }
+            _ => {
+                self.roles.pointers &= !1;
+                self.load_label(0, target, 1);
+                self.add(Instruction::with2(Code::Out_imm8_EAX, u32::from(DMA), Register::EAX));
             }
         }
         if backward {
             let operand = self.at(cell);
             self.add(Instruction::with2(Code::Xor_rm32_imm8, operand, 1));
-            let code = self.by_mode(Code::Jne_rel32_32, Code::Jne_rel32_64);
+            let code = self.by_word([Code::Jne_rel16, Code::Jne_rel32_32, Code::Jne_rel32_64]);
             self.branch(code, again);
             return;
         }

@@ -4,8 +4,8 @@ use super::Writer;
 use crate::case::{Piece, Use};
 use crate::catalogue::Class;
 use crate::hooks::ASK;
-use crate::kernel::{CODE0, CODE0_32, CODE3, CODE3_32};
-use crate::layout::{CONTROL, spot};
+use crate::layout::spot;
+use crate::mode::{CODE3, DATA0, DATA3, Mode};
 use crate::sequence::Flags;
 use cpu::state::{RCX, RDX, RSP};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
@@ -40,7 +40,8 @@ impl Writer<'_> {
 
     /// SYSCALL, which needs RCX and R11.
     fn system_call(&mut self) {
-        if self.is_free(1 << RCX | 1 << 11) {
+        // From 16-bit code it would not return.
+        if matches!(self.mode(), Mode::Long | Mode::Compatibility) && self.is_free(1 << RCX | 1 << 11) {
             self.roles.pointers &= !(1 << RCX | 1 << 11);
             self.roles.small &= !(1 << RCX | 1 << 11);
             self.add(Ok(Instruction::with(Code::Syscall)));
@@ -49,8 +50,9 @@ impl Writer<'_> {
 
     /// PUSHF, a change, POPF: interrupts, direction, alignment checks, sometimes single step.
     fn flags_by_the_stack(&mut self) {
-        let (push, pop) = (self.by_mode(Code::Pushfd, Code::Pushfq), self.by_mode(Code::Popfd, Code::Popfq));
-        let top = MemoryOperand::with_base(self.register(RSP));
+        let push = self.by_word([Code::Pushfw, Code::Pushfd, Code::Pushfq]);
+        let pop = self.by_word([Code::Popfw, Code::Popfd, Code::Popfq]);
+        let top = MemoryOperand::with_base(self.pointer(RSP));
         let bits = self.random.pick(&[0x200, 0x200, 0x400, 0x1, 0x8d5, 0x4_0000, 0x20_0000, 0x100]);
         self.add(Ok(Instruction::with(push)));
         self.add(Instruction::with2(Code::Xor_rm32_imm32, top, bits));
@@ -64,21 +66,14 @@ impl Writer<'_> {
     /// IRET or a far return to the same code segment; from the supervisor also to user mode.
     fn interrupt_return(&mut self) {
         let there = self.label();
-        let outward = self.constraints.cpl == 0 && !self.kernel && self.random.one_in(2);
-        let selector = match (self.constraints.cpl, self.wide()) {
-            (0, _) if outward => CODE3,
-            (0, true) => CODE0,
-            (0, false) => CODE0_32,
-            (_, true) => CODE3,
-            (_, false) => CODE3_32,
-        };
-        let outward = outward && self.wide();
-        let push = self.by_mode(Code::Pushd_imm32, Code::Pushq_imm32);
+        let outward = self.wide() && self.constraints.cpl == 0 && !self.kernel && self.random.one_in(2);
+        let selector = if outward { CODE3 } else { self.mode().code_selector(self.constraints.cpl) };
+        let push = self.by_word([Code::Push_imm16, Code::Pushd_imm32, Code::Pushq_imm32]);
         let far = self.random.one_in(3) && !outward;
         if far {
             self.add(Instruction::with1(push, i32::from(selector)));
             self.add_labelled(Instruction::with1(push, 0), Use::Immediate, there, 0);
-            let code = self.by_mode(Code::Retfd, Code::Retfq);
+            let code = self.by_word([Code::Retfw, Code::Retfd, Code::Retfq]);
             self.add(Ok(Instruction::with(code)));
             return self.place(there);
         }
@@ -86,15 +81,15 @@ impl Writer<'_> {
             let number = self.free();
             let (stack, rsp) = (self.register(number), self.register(RSP));
             self.add(Instruction::with2(Code::Mov_r64_rm64, stack, rsp));
-            let data = if outward || self.constraints.cpl == 3 { crate::kernel::DATA3 } else { crate::kernel::DATA0 };
+            let data = if outward || self.constraints.cpl == 3 { DATA3 } else { DATA0 };
             self.add(Instruction::with1(push, i32::from(data)));
             self.add(Instruction::with1(Code::Push_r64, stack));
         }
-        let code = self.by_mode(Code::Pushfd, Code::Pushfq);
+        let code = self.by_word([Code::Pushfw, Code::Pushfd, Code::Pushfq]);
         self.add(Ok(Instruction::with(code)));
         self.add(Instruction::with1(push, i32::from(selector)));
         self.add_labelled(Instruction::with1(push, 0), Use::Immediate, there, 0);
-        let code = self.by_mode(Code::Iretd, Code::Iretq);
+        let code = self.by_word([Code::Iretw, Code::Iretd, Code::Iretq]);
         self.add(Ok(Instruction::with(code)));
         self.place(there);
         if outward {
@@ -102,14 +97,13 @@ impl Writer<'_> {
         }
     }
 
-    /// Asks the control device for an interrupt, which comes after the instruction behind STI, or wakes HLT.
+    /// Asks for an interrupt, which comes after the instruction behind STI, or wakes HLT.
     fn ask(&mut self) {
-        if !self.kernel || self.constraints.cpl != 0 {
+        if self.constraints.cpl != 0 {
             return self.straight(1);
         }
         self.add(Ok(Instruction::with(Code::Cli)));
-        let control = self.at(CONTROL);
-        self.add(Instruction::with2(Code::Mov_rm32_imm32, control, ASK));
+        self.add(Instruction::with2(Code::Out_imm8_AL, u32::from(ASK), Register::AL));
         for _ in 0..self.random.index(3) {
             self.any(Class::Integer, Flags::Any);
         }
@@ -128,7 +122,7 @@ impl Writer<'_> {
     /// CR0.TS, WP and AM, CR4.OSXMMEXCPT, PGE and FSGSBASE: what the code that follows may notice.
     fn toggle_control(&mut self) {
         let number = self.free();
-        let register = self.register(number);
+        let register = self.pointer(number);
         let (load, store) =
             (self.by_mode(Code::Mov_r32_cr, Code::Mov_r64_cr), self.by_mode(Code::Mov_cr_r32, Code::Mov_cr_r64));
         let (control, bit) = self.random.pick(&[
@@ -154,7 +148,7 @@ impl Writer<'_> {
             return self.add(Instruction::with1(Code::Invlpg_m, place));
         }
         let number = self.free();
-        let register = self.register(number);
+        let register = self.pointer(number);
         let (load, store) =
             (self.by_mode(Code::Mov_r32_cr, Code::Mov_r64_cr), self.by_mode(Code::Mov_cr_r32, Code::Mov_cr_r64));
         self.add(Instruction::with2(load, register, Register::CR3));
@@ -169,7 +163,7 @@ impl Writer<'_> {
         }
         if self.wide() && self.random.one_in(2) {
             let number = self.free();
-            let register = self.register(number);
+            let register = self.pointer(number);
             self.add(Instruction::with2(Code::Mov_r64_imm64, register, target));
             let code = self.random.pick(&[Code::Wrfsbase_r64, Code::Wrgsbase_r64]);
             return self.add(Instruction::with1(code, register));

@@ -16,7 +16,7 @@ use crate::interpreted;
 fn find(faulty: Make) -> Report {
     let generator = Generator::new(Options { x87_pointers: true });
     let mut session = Session::new([interpreted, faulty], generator);
-    let settings = Settings { seed: 1, cases: 50_000, failures: 1, trace: false };
+    let settings = Settings { seed: 1, cases: 50_000, failures: 1, trace: false, mode: None };
     let report = session.run_all("find", Generator::sequence, settings).pop().expect("the fault is found");
     println!("{report}");
     report

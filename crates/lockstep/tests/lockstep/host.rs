@@ -10,6 +10,7 @@ use lockstep::case::{Assembler, Case, Piece};
 use lockstep::lane::{Lane, Outcome};
 use lockstep::layout::{DATA, DATA_GPA, PAGE};
 use lockstep::log::Entry;
+use lockstep::mode::Mode;
 use lockstep::random::Random;
 use lockstep::session::{Make, Settings};
 use lockstep::start::Start;
@@ -113,7 +114,7 @@ fn check(make: Make, page: &Page, oracle: &mut Oracle) {
         page.write(&memory);
         oracle.run(code, page, &mut expected).expect("it can be run");
 
-        let start = Start { gpr, flags: flags | 2, ..Start::plain(64) };
+        let start = Start { gpr, flags: flags | 2, ..Start::plain(Mode::Long) };
         let pieces = vec![Piece::bytes(code)];
         let program = assembler.assemble(&Case { seed, offset: 0, start: start.clone(), pieces }).expect("it is short");
         lane.poke(DATA_GPA, &memory);
