@@ -206,6 +206,7 @@ impl Names {
             access,
             group,
             strings,
+            time,
         } = *host.thunks;
         let mut code: HashMap<u64, String> = HashMap::new();
         let mut name = |at: usize, name: String| code.insert(host.base.wrapping_add(at as u64), name);
@@ -219,6 +220,7 @@ impl Names {
             (fault, "fault"),
             (load_vector, "load_vector"),
             (load_x87, "load_x87"),
+            (time, "time"),
         ];
         for (at, thunk) in shared {
             name(at, thunk.to_owned());
