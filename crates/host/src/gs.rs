@@ -10,6 +10,12 @@ static DIRECT: LazyLock<bool> = LazyLock::new(|| {
     unsafe { libc::getauxval(libc::AT_HWCAP2) & FSGSBASE != 0 }
 });
 
+/// Whether code of this process may execute WRGSBASE.
+#[must_use]
+pub fn is_direct() -> bool {
+    *DIRECT
+}
+
 /// Sets this thread's GS base. Nothing in Rust or the C library uses it.
 #[inline]
 pub fn set_base(base: u64) {

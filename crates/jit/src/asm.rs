@@ -13,6 +13,8 @@ pub type Reg = u8;
 pub const RAX: Reg = 0;
 /// RCX.
 pub const RCX: Reg = 1;
+/// RDX.
+pub const RDX: Reg = 2;
 /// RSP.
 pub const RSP: Reg = 4;
 /// RSI.
@@ -329,6 +331,11 @@ impl Asm {
         self.rr(true, &[0x85], other, reg);
     }
 
+    /// `test reg, other`, 32 bits.
+    pub fn test32(&mut self, reg: Reg, other: Reg) {
+        self.rr(false, &[0x85], other, reg);
+    }
+
     /// `test dword [mem], value`.
     pub fn test_imm32(&mut self, mem: Mem, value: i32) {
         self.rm(false, &[0xf7], 0, mem);
@@ -404,6 +411,12 @@ impl Asm {
     pub fn cmp_zero32(&mut self, mem: Mem) {
         self.rm(false, &[0x83], 7, mem);
         self.bytes.push(0);
+    }
+
+    /// `shl reg, count`.
+    pub fn shl(&mut self, reg: Reg, count: u8) {
+        self.rr(true, &[0xc1], 4, reg);
+        self.bytes.push(count);
     }
 
     /// `shr reg, count`.

@@ -131,8 +131,7 @@ pub fn classify(i: &Instruction, model: &Model, mode: Mode) -> (Class, Units) {
     let control = match i.code() {
         Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_r64 | Code::Push_rm64 => Some(Class::Push),
         Code::Pop_r64 => Some(Class::Pop),
-        Code::Pushfq | Code::Cld => Some(Class::System),
-        Code::Cli | Code::Sti | Code::Swapgs if !mode.user => Some(Class::System),
+        _ if is_system(i, mode) => Some(Class::System),
         Code::Leaveq => Some(Class::Leave),
         Code::Retnq | Code::Retnq_imm16 => Some(Class::Ret),
         Code::Jmp_rm64 => Some(Class::JmpIndirect),
@@ -163,6 +162,22 @@ pub fn classify(i: &Instruction, model: &Model, mode: Mode) -> (Class, Units) {
         Mnemonic::Lea => (Class::Lea, none),
         mnemonic if is_integer(mnemonic) && integer_operands(i) => (Class::Plain, none),
         _ => host_unit(i, mode),
+    }
+}
+
+/// Whether it is a system instruction that changes the vCPU where it is, if it may: see `translate::system`.
+fn is_system(i: &Instruction, mode: Mode) -> bool {
+    let control = matches!(i.op1_register(), Register::CR0 | Register::CR2 | Register::CR3 | Register::CR4);
+    match i.code() {
+        Code::Pushfq | Code::Popfq | Code::Cld | Code::Std | Code::Serialize => true,
+        Code::Rdtsc | Code::Rdtscp | Code::Rdpid_r64 | Code::Rdpkru => true,
+        Code::Rdfsbase_r32 | Code::Rdfsbase_r64 | Code::Rdgsbase_r32 | Code::Rdgsbase_r64 => true,
+        Code::Wrfsbase_r32 | Code::Wrfsbase_r64 | Code::Wrgsbase_r32 | Code::Wrgsbase_r64 => true,
+        Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => i.op0_kind() == OpKind::Register,
+        Code::Cli | Code::Sti | Code::Swapgs => !mode.user,
+        Code::Clac | Code::Stac => !mode.user && host::gs::is_direct(),
+        Code::Mov_r64_cr => !mode.user && control,
+        _ => false,
     }
 }
 
@@ -342,6 +357,12 @@ fn host_unit(i: &Instruction, mode: Mode) -> (Class, Units) {
     // They have no operand to be replaced, and every function that uses AVX ends with one of them. (64-bit code sees all
     // sixteen registers, as the host does.)
     if matches!(i.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) && mode.avx {
+        return (Class::Plain, Units { vector: true, x87: false });
+    }
+    // MXCSR is the guest's where vector registers are; the host refuses the bits that the guest may not set.
+    if matches!(i.mnemonic(), Mnemonic::Ldmxcsr | Mnemonic::Stmxcsr) && mode.sse
+        || matches!(i.mnemonic(), Mnemonic::Vldmxcsr | Mnemonic::Vstmxcsr) && mode.avx
+    {
         return (Class::Plain, Units { vector: true, x87: false });
     }
     if !host::native::is_allowed(i) {

@@ -32,7 +32,8 @@ impl Effect {
     /// Of `i`.
     #[must_use]
     pub fn of(i: &Instruction) -> Self {
-        let modified = i.rflags_modified() & STATUS;
+        // Of a MOV from a control register the manual says that flags are undefined; they stay.
+        let modified = if i.mnemonic() == Mnemonic::Mov { 0 } else { i.rflags_modified() & STATUS };
         // A count of zero leaves all flags alone.
         let conditional = match i.mnemonic() {
             Mnemonic::Shl | Mnemonic::Sal | Mnemonic::Shr | Mnemonic::Sar => shift_may_be_zero(i, 1),

@@ -10,6 +10,7 @@
 use crate::stats::Inline;
 use cpu::hooks::Kick;
 use host::signal::Landing;
+use memory::tlb::View;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -68,6 +69,12 @@ pub struct Frame {
     pub requests: u64,
     /// The vCPU's vector state.
     pub vector: u64,
+    /// A byte that is not zero when code was overwritten, see `memory::Mmu::code_modified`.
+    pub overwritten: u64,
+    /// `extern "sysv64" fn(*const Cpu) -> u64`: the time-stamp counter.
+    pub time: u64,
+    /// The TLB's tables for a supervisor with AC clear, and with it set.
+    pub tables: [View; 2],
     /// RSP of the caller.
     pub host_rsp: u64,
     /// Where to enter.
@@ -76,6 +83,8 @@ pub struct Frame {
     pub scratch: u64,
     /// For the length of a thunk.
     pub saved: u64,
+    /// General registers during a call into Rust.
+    pub kept: [u64; 7],
     /// How many elements of a string are left.
     pub left: u64,
     /// Where to go on behind a site.

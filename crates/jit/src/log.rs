@@ -221,6 +221,7 @@ impl Names {
             group,
             missed,
             strings,
+            time,
         } = *host.thunks;
         let mut code: HashMap<u64, String> = HashMap::new();
         let mut name = |at: usize, name: String| code.insert(host.base.wrapping_add(at as u64), name);
@@ -236,6 +237,7 @@ impl Names {
             (fault, "fault"),
             (load_vector, "load_vector"),
             (load_x87, "load_x87"),
+            (time, "time"),
         ];
         for (at, thunk) in shared {
             name(at, thunk.to_owned());

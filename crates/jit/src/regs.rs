@@ -6,6 +6,7 @@
 
 use crate::asm::{Mem, RSP, Reg};
 use crate::frame::Frame;
+use cpu::Cpu;
 use std::mem::offset_of;
 
 /// First scratch register.
@@ -38,4 +39,10 @@ pub fn place(guest: u8) -> Place {
 #[must_use]
 pub const fn field(offset: usize) -> Mem {
     Mem::at(RSP, offset as i32)
+}
+
+/// The vCPU's field at `offset`, when T0 is the address of its general registers.
+#[must_use]
+pub const fn vcpu(offset: usize) -> Mem {
+    Mem::at(T0, offset as i32 - offset_of!(Cpu, regs) as i32)
 }

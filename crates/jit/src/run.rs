@@ -113,6 +113,12 @@ impl Jit {
         f.registers = cpu.regs.as_mut_ptr().addr() as u64;
         f.requests = std::ptr::from_ref(cpu.signals.word()).addr() as u64;
         f.vector = (&raw mut cpu.vector).addr() as u64;
+        f.overwritten = std::ptr::from_ref(cpu.mmu.code_modified_flag()).addr() as u64;
+        f.time = crate::thunks::TIME as usize as u64;
+        let access = cpu.system_flags.alignment_check();
+        if cpu.cpl != 3 {
+            f.tables = cpu.mmu.supervisor_views();
+        }
         f.target = target;
         cpu.vector.set_image_mxcsr(host::vector::MXCSR_DEFAULT);
         // FXSAVE would leave the host's own addresses there.
@@ -129,6 +135,10 @@ impl Jit {
         // SAFETY: translated code has been left.
         let f: &mut Frame = unsafe { &mut *frame };
         cpu.status = join_flags(f.flags);
+        if cpu.system_flags.alignment_check() != access {
+            self.table = f.tables[usize::from(!access)].base.addr() as u64;
+            cpu.update_mode();
+        }
         match f.reason {
             0 => Reason::Interpret,
             1 => Reason::Access,

@@ -5,8 +5,10 @@
 //! stored on the way out if they were. Rust gets the host's MXCSR and x87 unit, DF and AC clear, upper halves zero.
 
 mod strings;
+mod time;
 
 pub use strings::Strings;
+pub use time::TIME;
 
 use crate::asm::{Asm, Cond, Mem, RAX, RDI, RSP};
 use crate::frame::{Frame, SLOTS};
@@ -69,6 +71,8 @@ pub struct Thunks {
     pub group: [usize; 2],
     /// Leave with [`Reason::Access`]; T1 is the site's number.
     pub missed: usize,
+    /// To be called for RDTSC.
+    pub time: usize,
     /// Repeated string instructions.
     pub strings: Strings,
 }
@@ -98,6 +102,7 @@ impl Thunks {
             asm.mov(RAX, T0);
             asm.jmp_mem(field(offset_of!(Frame, behind)));
         }
+        thunks.time = time::stamp(&mut asm, store_vector, thunks.load_vector);
         let leave = leave(&mut asm, store_vector);
         let reason = |asm: &mut Asm, reason: Reason| {
             let here = asm.here();

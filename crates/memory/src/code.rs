@@ -41,6 +41,11 @@ impl Notices {
         self.pending.load(Ordering::Relaxed)
     }
 
+    /// What says so.
+    pub(crate) fn flag(&self) -> &AtomicBool {
+        &self.pending
+    }
+
     /// Takes all of them: host addresses of pages, each at least once.
     #[must_use]
     pub fn take(&self) -> Vec<Hva> {

@@ -16,6 +16,7 @@ use crate::walk::{Inspection, Mode, Paging};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use x86::{Cr0, Cr4, Efer, PageFaultCode};
 
 mod control;
@@ -220,6 +221,14 @@ impl Mmu {
         self.view
     }
 
+    /// The main tables of the current PCID for a supervisor with RFLAGS.AC clear, and with it set. As for
+    /// [`Mmu::view`].
+    #[inline]
+    #[must_use]
+    pub fn supervisor_views(&self) -> [View; 2] {
+        [Space::Kernel, Space::KernelAc].map(|space| self.tlb.view(self.effective(space)))
+    }
+
     /// Where in the current table, in bytes from its base, is the entry by which a read (or write) of `size` (1 to
     /// 4096) bytes at `gva` needs nothing but a load (or store). `None`: it takes the slow path.
     #[inline]
@@ -384,6 +393,12 @@ impl Mmu {
     #[must_use]
     pub fn code_modified(&self) -> bool {
         self.notices.pending()
+    }
+
+    /// What [`Mmu::code_modified`] looks at, for translated code.
+    #[must_use]
+    pub fn code_modified_flag(&self) -> &AtomicBool {
+        self.notices.flag()
     }
 
     /// The host pages in which decoded code was overwritten, each at least once. Their marks are gone: code that

@@ -8,6 +8,7 @@ mod control;
 pub mod groups;
 mod memory;
 mod plain;
+mod special;
 mod strings;
 mod system;
 
