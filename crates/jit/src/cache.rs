@@ -125,7 +125,7 @@ impl Cache {
     /// # Errors
     /// No memory.
     pub fn new(bytes: usize) -> Result<Self, host::Error> {
-        let bytes = bytes.max(4 * MARGIN);
+        let bytes = bytes.max(MARGIN + MARGIN / 4);
         let counting = stats::counting();
         let code = CodeBuffer::translated(bytes)?;
         let frame = FrameMemory::new(bytes / CODE_PER_SITE)?;
