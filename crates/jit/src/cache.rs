@@ -130,7 +130,7 @@ impl Cache {
     /// # Errors
     /// No memory.
     pub fn new(bytes: usize) -> Result<Self, host::Error> {
-        let bytes = bytes.max(8 * MARGIN);
+        let bytes = bytes.max(4 * MARGIN);
         let counting = stats::counting();
         let code = CodeBuffer::translated(bytes, hot_part(bytes))?;
         let frame = FrameMemory::new(bytes / CODE_PER_SITE)?;

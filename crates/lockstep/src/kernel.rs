@@ -1,8 +1,8 @@
 //! The test machine's kernel: tables and handlers, a few hundred bytes of guest code.
 //!
 //! Every exception and software interrupt is written to the [log](crate::log). Then a fault skips its
-//! instruction, by the length that [`SKIP`] has for it; a trap or an interrupt returns to where it came from; #NM
-//! clears CR0.TS and tries again. The case ends when the log is full, on a double fault, and on a fault at an address
+//! instruction, by the length that [`SKIP`] has for it; a trap or an interrupt returns to where it came from, a breakpoint
+//! with RF set; #NM clears CR0.TS and tries again. The case ends when the log is full, on a double fault, and on a fault at an address
 //! that no instruction of the case begins at.
 //!
 //! Here are the handlers of long mode; those of protected and of real mode are in [`narrow`].
@@ -146,7 +146,8 @@ fn finish(a: &mut CodeAssembler) -> Result<(), IcedError> {
 
 /// What every exception and software interrupt comes to, with vector and error code on the stack.
 fn exception(a: &mut CodeAssembler, common: &mut CodeLabel, end: &mut CodeLabel) -> Result<(), IcedError> {
-    let [mut resume, mut stepping, mut x87, mut skip, mut window] = [(); 5].map(|()| a.create_label());
+    let labels = [(); 6].map(|()| a.create_label());
+    let [mut resume, mut stepping, mut breakpoint, mut x87, mut skip, mut window] = labels;
     a.set_label(common)?;
     for register in [rax, rcx, rdx] {
         a.push(register)?;
@@ -175,6 +176,11 @@ fn exception(a: &mut CodeAssembler, common: &mut CodeLabel, end: &mut CodeLabel)
     a.jae(resume)?;
     a.cmp(eax, 8)?;
     a.je(*end)?;
+    // So that an instruction at which there is a breakpoint is executed.
+    a.cmp(eax, 1)?;
+    a.jne(breakpoint)?;
+    a.bts(dword_ptr(rsp + 56), 16)?;
+    a.set_label(&mut breakpoint)?;
     // Traps.
     a.mov(ecx, 1 << 1 | 1 << 3 | 1 << 4)?;
     a.bt(ecx, eax)?;

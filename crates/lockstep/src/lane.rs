@@ -241,7 +241,8 @@ impl Lane {
         cpu.xcr0 = cpu.model.xcr0_supported();
         cpu.dr = [0; 8];
         cpu.dr[6] = cpu::debug::DR6_ONES;
-        cpu.dr[7] = cpu::debug::DR7_ONES;
+        cpu.dr[..4].copy_from_slice(&start.breakpoints);
+        cpu.dr[7] = cpu::debug::DR7_ONES | start.armed;
         cpu.cr2 = 0;
         cpu.fault_address = 0;
         cpu.shadow = Shadow::None;

@@ -86,6 +86,7 @@ fn simplifications(mode: Mode) -> Vec<Simplification> {
         Box::new(|start| start.storm = 0),
         Box::new(|start| start.cold = 0),
         Box::new(|start| start.pkru = 0),
+        Box::new(|start| start.armed = 0),
         Box::new(|start| start.cr0 = 0),
         Box::new(|start| start.cr4 = 0),
         Box::new(|start| start.bases = [0; 2]),

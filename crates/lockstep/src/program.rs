@@ -134,7 +134,7 @@ impl Writer<'_> {
 
     /// A statement, in which others nest up to `depth`.
     fn statement(&mut self, depth: u32) {
-        match self.random.below(if depth == 0 { 13 } else { 22 }) {
+        match self.random.below(if depth == 0 { 14 } else { 23 }) {
             0..4 => {
                 let count = 1 + self.random.index(6);
                 self.straight(count);
@@ -147,10 +147,11 @@ impl Writer<'_> {
             10 => self.system(),
             11 => self.call(),
             12 => self.stray(),
-            13..17 => self.counted(depth - 1),
-            17..19 => self.either(depth - 1),
-            19 => self.switch(depth - 1),
-            20 => self.across_a_page(depth - 1),
+            13 => self.control_word(),
+            14..18 => self.counted(depth - 1),
+            18..20 => self.either(depth - 1),
+            20 => self.switch(depth - 1),
+            21 => self.across_a_page(depth - 1),
             _ => self.call(),
         }
     }

@@ -28,10 +28,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// Describes `case`, which came from `seed` in a run that began with `first`.
+    /// Describes `case`, in a run that began with `first`.
     #[must_use]
-    pub fn new(name: &str, seed: u64, first: u64, case: &Case, program: &Program, found: Differences) -> Self {
-        let mut repeat = format!("VITRINE_SEED={seed:#x} VITRINE_CASES=1 cargo test -p lockstep --release -- {name}");
+    pub fn new(name: &str, first: u64, case: &Case, program: &Program, found: Differences) -> Self {
+        let seed = case.seed;
+        let mode = std::env::var("VITRINE_MODE").map_or_else(|_| String::new(), |mode| format!("VITRINE_MODE={mode} "));
+        let mut repeat =
+            format!("{mode}VITRINE_SEED={seed:#x} VITRINE_CASES=1 cargo test -p lockstep --release -- {name}");
         if first != seed {
             let cases = seed.wrapping_sub(first).wrapping_add(1);
             let _ = write!(repeat, "\n  with all before it: VITRINE_SEED={first:#x} VITRINE_CASES={cases}");
@@ -146,6 +149,11 @@ fn describe(start: &Start) -> String {
         ("cr0 differs by", start.cr0, 0),
         ("cr4 differs by", start.cr4, 0),
         ("pkru", start.pkru.into(), 0),
+        ("dr7", start.armed, 0),
+        ("dr0", start.breakpoints[0], 0),
+        ("dr1", start.breakpoints[1], 0),
+        ("dr2", start.breakpoints[2], 0),
+        ("dr3", start.breakpoints[3], 0),
         ("cold pages", start.cold.into(), 0),
         ("waiting interrupts", start.storm.into(), 0),
     ];

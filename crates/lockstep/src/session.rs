@@ -1,7 +1,7 @@
 //! Runs cases on two lanes and compares them; on a difference finds the smallest case and says how to repeat it.
 
 use crate::case::{Case, Program};
-use crate::differences::{Buffers, Differences};
+use crate::differences::{Buffers, Differences, Options};
 use crate::lane::{Image, Lane, Outcome};
 use crate::log::Entry;
 use crate::minimise::{minimise, shrink};
@@ -10,7 +10,10 @@ use crate::report::Report;
 use crate::sequence::Generator;
 use crate::tier::Tier;
 use crate::watchdog::Watchdog;
+use std::ops::AddAssign;
+use std::panic::resume_unwind;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -49,7 +52,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// `VITRINE_SEED`, `VITRINE_CASES`, `VITRINE_FAILURES`, `VITRINE_TRACE` and `VITRINE_MODE`, or else these.
+    /// `VITRINE_SEED`, `VITRINE_CASES`, `VITRINE_FAILURES`, `VITRINE_TRACE` and `VITRINE_MODE`, or else this seed and as
+    /// many times `cases` as `VITRINE_EFFORT` says.
     #[must_use]
     pub fn from_environment(seed: u64, cases: u64) -> Self {
         let number = |name: &str| {
@@ -58,11 +62,22 @@ impl Settings {
         };
         Self {
             seed: number("VITRINE_SEED").unwrap_or(seed),
-            cases: number("VITRINE_CASES").unwrap_or(cases),
+            cases: number("VITRINE_CASES").unwrap_or_else(|| cases * number("VITRINE_EFFORT").unwrap_or(1)),
             failures: number("VITRINE_FAILURES").map_or(1, |count| count as usize),
             trace: std::env::var_os("VITRINE_TRACE").is_some(),
             mode: std::env::var("VITRINE_MODE").ok().and_then(|name| Mode::named(&name)),
         }
+    }
+
+    /// Parts of it for so many threads.
+    fn divide(self, threads: u64) -> impl Iterator<Item = Self> {
+        let endless = self.cases == 0;
+        let each = if endless { u64::MAX / threads } else { self.cases.div_ceil(threads) };
+        (0..threads).filter_map(move |n| {
+            let cases = if endless { 0 } else { each.min(self.cases.saturating_sub(n * each)) };
+            let seed = self.seed.wrapping_add(n * each);
+            (endless || cases > 0).then_some(Self { seed, cases, ..self })
+        })
     }
 
     fn seeds(&self) -> impl Iterator<Item = u64> + use<> {
@@ -89,6 +104,18 @@ pub struct Statistics {
     pub events: u64,
     /// Interrupts taken.
     pub interrupts: u64,
+}
+
+impl AddAssign for Statistics {
+    fn add_assign(&mut self, other: Self) {
+        self.compared += other.compared;
+        self.unfit += other.unfit;
+        self.endless += other.endless;
+        self.shutdowns += other.shutdowns;
+        self.instructions += other.instructions;
+        self.events += other.events;
+        self.interrupts += other.interrupts;
+    }
 }
 
 /// A lane and who runs it.
@@ -164,7 +191,7 @@ impl Session {
         statistics.compared += 1;
         statistics.shutdowns += u64::from(matches!(outcomes[0], Outcome::Shutdown(_)));
         statistics.events += Entry::count(a);
-        statistics.interrupts = a.apic.taken.load(Relaxed).into();
+        statistics.interrupts += u64::from(a.apic.taken.swap(0, Relaxed));
         let mut differences = Differences::default();
         differences.add("outcome", outcomes[0], outcomes[1]);
         differences.compare_cpus(&a.cpu, &b.cpu, self.generator.options());
@@ -222,11 +249,13 @@ impl Session {
     }
 
     fn shortest(&mut self, name: &str, generate: Generate, first: u64, case: Case, found: Differences) -> Report {
-        let seed = case.seed;
         let Some(history) = self.history(generate, first, &case) else {
             let program = self.generator.assembler.assemble(&case).unwrap_or_default();
-            let note = format!("it did not fail again, not even after {} earlier cases", HISTORY.min(seed - first));
-            return Report::new(name, seed, first, &case, &program, found).note(note);
+            let note = format!(
+                "it did not fail again, not even after {} earlier cases",
+                HISTORY.min(case.seed.wrapping_sub(first))
+            );
+            return Report::new(name, first, &case, &program, found).note(note);
         };
         let until = Instant::now() + EFFORT;
         let small = minimise(case, &mut |case| Instant::now() < until && self.fails(generate, &history, case));
@@ -239,7 +268,7 @@ impl Session {
         let outcomes = self.execute(&small, &program);
         let logs = [0, 1].map(|n: usize| Entry::all(&self.runners[n].lane.ram()));
         let differences = outcomes.map_or(found, |outcomes| self.compare(small.start.mode, outcomes));
-        let report = Report::new(name, seed, first, &small, &program, differences).logs(logs);
+        let report = Report::new(name, first, &small, &program, differences).logs(logs);
         match history.as_slice() {
             [] => report,
             [first, _, .., _] if history.len() > 16 => {
@@ -249,13 +278,22 @@ impl Session {
         }
     }
 
-    /// Runs cases one after the other, until as many have failed as the settings say. Each failure comes in its
-    /// smallest form, and the next case finds new machines.
-    pub fn run_all(&mut self, name: &str, generate: Generate, settings: Settings) -> Vec<Report> {
+    /// Runs cases one after the other, until all of `failures` have been found, here or elsewhere. Each failure comes in
+    /// its smallest form, and the next case finds new machines.
+    pub fn run_all(
+        &mut self,
+        name: &str,
+        generate: Generate,
+        settings: Settings,
+        failures: &AtomicUsize,
+    ) -> Vec<Report> {
         let mut reports = Vec::new();
         self.generator.only = settings.mode;
         let mut first = settings.seed;
         for seed in settings.seeds() {
+            if failures.load(Relaxed) == 0 {
+                break;
+            }
             if settings.trace {
                 eprintln!("VITRINE_SEED={seed:#x}");
             }
@@ -264,10 +302,9 @@ impl Session {
             let found = self.run(&case).filter(|differences| !differences.0.is_empty());
             drop(last_words);
             if let Some(found) = found {
+                let left = |count: usize| Some(count.saturating_sub(1));
+                let _ = failures.fetch_update(Relaxed, Relaxed, left);
                 reports.push(self.explain(name, generate, first, case, found));
-                if reports.len() >= settings.failures {
-                    break;
-                }
                 self.renew();
                 first = seed.wrapping_add(1);
             }
@@ -287,17 +324,30 @@ impl Drop for LastWords {
     }
 }
 
-/// Compares two tiers over as many cases as the environment or else `cases` says, and prints what was done.
+/// Compares two tiers, on all processors, over as many cases as the environment or else `cases` says, and prints what was
+/// done.
 ///
 /// # Panics
 /// They differ: the message has the smallest case. Or so few cases could be compared that the test is worth nothing.
-pub fn check(name: &str, make: [Make; 2], generator: Generator, generate: Generate, cases: u64) -> Statistics {
+pub fn check(name: &str, make: [Make; 2], options: Options, generate: Generate, cases: u64) -> Statistics {
     let settings = Settings::from_environment(0x5eed_0000, cases);
     println!("{name}: VITRINE_SEED={:#x} VITRINE_CASES={}", settings.seed, settings.cases);
-    let mut session = Session::new(make, generator);
     let begin = Instant::now();
-    let reports = session.run_all(name, generate, settings);
-    let statistics = session.statistics;
+    let failures = AtomicUsize::new(settings.failures);
+    let part = |part| {
+        let mut session = Session::new(make, Generator::new(options));
+        (session.run_all(name, generate, part, &failures), session.statistics)
+    };
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    let parts: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = settings.divide(threads).map(|settings| scope.spawn(move || part(settings))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    });
+    let (mut reports, mut statistics) = (Vec::new(), Statistics::default());
+    for (found, done) in parts {
+        reports.extend(found);
+        statistics += done;
+    }
     if !reports.is_empty() {
         let text: Vec<String> = reports.iter().map(|report| format!("\n{report}\n")).collect();
         panic!("{} failures, {statistics:?}\n{}", reports.len(), text.concat());

@@ -1,6 +1,6 @@
 //! The state in which a case begins.
 
-use crate::layout::{USER_STACK, World, spot};
+use crate::layout::{CODE, PAGE, USER_STACK, World, spot};
 use crate::mode::{GDT_LEN, Mode};
 use crate::random::Random;
 use cpu::state::{RCX, RDI, RSI, RSP};
@@ -30,12 +30,18 @@ pub struct Start {
     pub cr4: u64,
     /// PKRU.
     pub pkru: u32,
+    /// DR0 to DR3.
+    pub breakpoints: [u64; 4],
+    /// Which of them are armed, and how: bits of DR7.
+    pub armed: u64,
     /// Pages of the case, by their number, whose accessed and dirty bits are clear; the TLB is then cold.
     pub cold: u32,
     /// How many interrupts wait, one behind the other, that come at any time and leave no trace.
     pub storm: u32,
 }
 
+/// Bits of DR7 that arm breakpoints and say for what, but for those of I/O.
+const DR7_ARMS: u64 = 0xdddd_00ff;
 /// CR0.TS.
 const TASK_SWITCHED: u64 = 1 << 3;
 /// CR0.WP and CR0.AM.
@@ -72,6 +78,8 @@ impl Start {
             cr0: 0,
             cr4: 0,
             pkru: 0,
+            breakpoints: [0; 4],
+            armed: 0,
             cold: 0,
             storm: 0,
         }
@@ -112,6 +120,10 @@ impl Start {
         }
         if random.one_in(8) {
             start.pkru = random.bits() as u32 & 0xf;
+        }
+        if random.one_in(32) {
+            start.breakpoints = [(); 4].map(|()| breakpoint(random, mode));
+            start.armed = random.bits() & DR7_ARMS;
         }
         if random.one_in(8) {
             start.cold = random.bits() as u32;
@@ -205,8 +217,14 @@ impl Start {
     }
 }
 
+/// A place to break at: in the code or where the data is.
+pub fn breakpoint(random: &mut Random, mode: Mode) -> u64 {
+    let place = if random.one_in(2) { CODE + random.below(PAGE) } else { spot(random) };
+    mode.linear(place)
+}
+
 /// Something for the x87's last-instruction pointer to hold.
-const CODE_POINTER: u64 = crate::layout::CODE;
+const CODE_POINTER: u64 = CODE;
 
 /// A single-precision number, often a special one.
 fn single(random: &mut Random) -> u32 {

@@ -55,8 +55,9 @@ fn protected(image: &mut [u8]) -> Result<(), IcedError> {
 
 /// What every exception and software interrupt of protected mode comes to, with vector and error code on the stack.
 fn exception(a: &mut CodeAssembler, common: &mut CodeLabel) -> Result<(), IcedError> {
-    let labels = [(); 8].map(|()| a.create_label());
-    let [mut resume, mut stepping, mut x87, mut skip, mut window, mut outer, mut inner, mut end] = labels;
+    let labels = [(); 9].map(|()| a.create_label());
+    let [mut resume, mut stepping, mut breakpoint, mut x87, mut skip, mut window, mut outer, mut inner, mut end] =
+        labels;
     a.set_label(common)?;
     for register in [eax, ecx, edx] {
         a.push(register)?;
@@ -99,6 +100,10 @@ fn exception(a: &mut CodeAssembler, common: &mut CodeLabel) -> Result<(), IcedEr
     a.jae(resume)?;
     a.cmp(eax, 8)?;
     a.je(end)?;
+    a.cmp(eax, 1)?;
+    a.jne(breakpoint)?;
+    a.bts(dword_ptr(esp + 32), 16)?;
+    a.set_label(&mut breakpoint)?;
     a.mov(ecx, 1 << 1 | 1 << 3 | 1 << 4)?;
     a.bt(ecx, eax)?;
     a.jc(resume)?;

@@ -7,6 +7,7 @@ use crate::hooks::ASK;
 use crate::layout::spot;
 use crate::mode::{CODE3, DATA0, DATA3, Mode};
 use crate::sequence::Flags;
+use crate::start::breakpoint;
 use cpu::state::{RCX, RDX, RSP};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
 use x86::msr;
@@ -14,7 +15,7 @@ use x86::msr;
 impl Writer<'_> {
     /// Something of the system.
     pub(super) fn system(&mut self) {
-        match self.random.below(if self.constraints.cpl == 0 { 14 } else { 7 }) {
+        match self.random.below(if self.constraints.cpl == 0 { 15 } else { 7 }) {
             0 => self.system_call(),
             1 => {
                 let vector = self.random.pick(&[3, 4, 0x80, 0x81, 0xff, 0x21]);
@@ -30,6 +31,7 @@ impl Writer<'_> {
             9 => self.toggle_control(),
             10 => self.reload_paging(),
             11 => self.write_base(),
+            13 => self.breakpoint(),
             12 => {
                 let code = self.random.pick(&[Code::Sti, Code::Cli, Code::Clts]);
                 self.add(Ok(Instruction::with(code)));
@@ -153,6 +155,43 @@ impl Writer<'_> {
             (self.by_mode(Code::Mov_r32_cr, Code::Mov_r64_cr), self.by_mode(Code::Mov_cr_r32, Code::Mov_cr_r64));
         self.add(Instruction::with2(load, register, Register::CR3));
         self.add(Instruction::with2(store, Register::CR3, register));
+    }
+
+    /// A breakpoint set or all of them disarmed.
+    fn breakpoint(&mut self) {
+        let number = self.free();
+        let (register, store) = (self.pointer(number), self.by_mode(Code::Mov_dr_r32, Code::Mov_dr_r64));
+        let which = self.random.below(4) as u32;
+        let armed = if self.random.one_in(3) {
+            0
+        } else {
+            let mode = self.mode();
+            let place = breakpoint(&mut self.random, mode);
+            if self.wide() {
+                self.add(Instruction::with2(Code::Mov_r64_imm64, register, place));
+            } else {
+                self.load(number, place as u32);
+            }
+            self.add(Instruction::with2(store, Register::DR0 + which, register));
+            // To be executed, written, or accessed; one or eight bytes.
+            (self.random.pick(&[0, 1, 3]) | self.random.pick(&[0, 8])) << (16 + 4 * which) | 1 << (2 * which)
+        };
+        self.load(number, armed | 0x400);
+        self.add(Instruction::with2(store, Register::DR7, register));
+    }
+
+    /// MXCSR or the x87's control word: rounding, flushing to zero, exceptions that are not masked.
+    pub(super) fn control_word(&mut self) {
+        let (at, bits) = (self.cell(), self.random.bits() as u32);
+        let place = self.at(at);
+        let (code, value) = match self.random.below(4) {
+            0 => (Code::Ldmxcsr_m32, bits & 0xffff),
+            1 => (Code::Ldmxcsr_m32, bits & 0xe040 | 0x1f80),
+            2 => (Code::Fldcw_m2byte, bits & 0xf3f | 0x40),
+            _ => (Code::Fldcw_m2byte, bits & 0xf00 | 0x7f),
+        };
+        self.add(Instruction::with2(Code::Mov_rm32_imm32, place, value));
+        self.add(Instruction::with1(code, place));
     }
 
     /// The bases of FS and GS, by WRMSR, WRFSBASE or SWAPGS.

@@ -9,6 +9,7 @@ use lockstep::sequence::Generator;
 use lockstep::session::{Make, Session, Settings};
 use lockstep::tier::{Stepped, Tier};
 use memory::{Gpa, Gva};
+use std::sync::atomic::AtomicUsize;
 
 use crate::interpreted;
 
@@ -17,7 +18,8 @@ fn find(faulty: Make) -> Report {
     let generator = Generator::new(Options { x87_pointers: true });
     let mut session = Session::new([interpreted, faulty], generator);
     let settings = Settings { seed: 1, cases: 50_000, failures: 1, trace: false, mode: None };
-    let report = session.run_all("find", Generator::sequence, settings).pop().expect("the fault is found");
+    let reports = session.run_all("find", Generator::sequence, settings, &AtomicUsize::new(settings.failures));
+    let [report] = reports.try_into().expect("the fault is found");
     println!("{report}");
     report
 }

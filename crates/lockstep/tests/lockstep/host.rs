@@ -88,7 +88,7 @@ fn defined(instruction: &Instruction) -> u64 {
 
 /// Compares a tier with the host.
 fn check(make: Make, page: &Page, oracle: &mut Oracle) {
-    let settings = Settings::from_environment(0x5eed_0001, 50_000);
+    let settings = Settings::from_environment(0x5eed_0001, 5_000);
     println!("VITRINE_SEED={:#x}", settings.seed);
     let mut lane = Lane::new(std::sync::Arc::default());
     let (mut tier, mut assembler) = (make(), Assembler::default());

@@ -14,16 +14,21 @@ fn translated_late() -> Box<dyn Tier> {
     Box::new(Translated::new(4 << 20, 3).expect("the host has memory"))
 }
 
+/// One that has room for little, so that it drops everything again and again.
+fn translated_in_little_room() -> Box<dyn Tier> {
+    Box::new(Translated::new(0, 1).expect("the host has memory"))
+}
+
 #[test]
 fn sequences_in_blocks_and_in_steps_agree() {
     let name = "sequences_in_blocks_and_in_steps_agree";
-    check(name, [interpreted, stepped], Generator::new(WITH_X87_POINTERS), Generator::sequence, 20_000);
+    check(name, [interpreted, stepped], WITH_X87_POINTERS, Generator::sequence, 2_500);
 }
 
 #[test]
 fn programs_in_blocks_and_in_steps_agree() {
     let name = "programs_in_blocks_and_in_steps_agree";
-    let statistics = check(name, [interpreted, stepped], Generator::new(WITH_X87_POINTERS), Generator::program, 4_000);
+    let statistics = check(name, [interpreted, stepped], WITH_X87_POINTERS, Generator::program, 500);
     // Programs are worth their name.
     assert!(statistics.instructions > 200 * statistics.compared, "{statistics:?}");
     assert!(statistics.events > statistics.compared, "{statistics:?}");
@@ -33,17 +38,23 @@ fn programs_in_blocks_and_in_steps_agree() {
 #[test]
 fn sequences_interpreted_and_translated_agree() {
     let name = "sequences_interpreted_and_translated_agree";
-    check(name, [interpreted, translated], Generator::new(Options::default()), Generator::sequence, 50_000);
+    check(name, [interpreted, translated], Options::default(), Generator::sequence, 50_000);
 }
 
 #[test]
 fn programs_interpreted_and_translated_agree() {
     let name = "programs_interpreted_and_translated_agree";
-    check(name, [interpreted, translated], Generator::new(Options::default()), Generator::program, 8_000);
+    check(name, [interpreted, translated], Options::default(), Generator::program, 1_500);
 }
 
 #[test]
 fn programs_interpreted_and_translated_late_agree() {
     let name = "programs_interpreted_and_translated_late_agree";
-    check(name, [interpreted, translated_late], Generator::new(Options::default()), Generator::program, 4_000);
+    check(name, [interpreted, translated_late], Options::default(), Generator::program, 1_000);
+}
+
+#[test]
+fn programs_interpreted_and_translated_in_little_room_agree() {
+    let name = "programs_interpreted_and_translated_in_little_room_agree";
+    check(name, [interpreted, translated_in_little_room], Options::default(), Generator::program, 500);
 }
