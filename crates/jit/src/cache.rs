@@ -18,7 +18,7 @@ use crate::translate::{Door, Made, Translator};
 use cpu::cpuid::Model;
 use host::code::CodeBuffer;
 use memory::{Gva, Hva, Mmu};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -75,8 +75,8 @@ pub struct Cache {
     pub sites: Sites,
     /// What was counted.
     pub stats: Stats,
-    doors: HashMap<Key, Door>,
-    pages: HashMap<Hva, Page>,
+    doors: FxHashMap<Key, Door>,
+    pages: FxHashMap<Hva, Page>,
     explorer: Explorer,
     translator: Translator,
     /// Whether translated code counts, see `stats`.
@@ -102,14 +102,14 @@ struct Page {
     /// For each mode its blocks.
     graphs: Vec<(Mode, Graph)>,
     /// Careful code by where it begins.
-    careful: HashMap<Key, Careful>,
+    careful: FxHashMap<Key, Careful>,
     /// At which places instructions were translated.
     starts: Places,
 }
 
 impl Default for Page {
     fn default() -> Self {
-        let (keys, graphs, careful) = (Vec::new(), Vec::new(), HashMap::new());
+        let (keys, graphs, careful) = (Vec::new(), Vec::new(), FxHashMap::default());
         Self { keys, graphs, careful, starts: Places::NONE }
     }
 }
@@ -140,8 +140,8 @@ impl Cache {
             thunks: Thunks::default(),
             sites: Sites::new(hot_part(bytes)),
             stats: Stats::default(),
-            doors: HashMap::new(),
-            pages: HashMap::new(),
+            doors: FxHashMap::default(),
+            pages: FxHashMap::default(),
             explorer: Explorer::default(),
             translator: Translator::new(counting, log::enabled()),
             counting,
@@ -314,9 +314,15 @@ impl Cache {
         if let (Reason::Access, Kind::Access { size, write, .. }) = (reason, *kind) {
             return Some(Slow::of(mmu, gva, size.into(), write));
         }
-        let (mnemonic, class) = self.sites.named(number)?;
-        self.stats.left(reason, mnemonic, class);
+        self.count(reason, number);
         None
+    }
+
+    /// Counts that site `number` was left for `reason`.
+    pub fn count(&mut self, reason: Reason, number: u32) {
+        if let Some((mnemonic, class)) = self.sites.named(number) {
+            self.stats.left(reason, mnemonic, class);
+        }
     }
 
     /// Drops what was translated from the host page `page`.

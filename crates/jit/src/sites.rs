@@ -5,7 +5,7 @@ use crate::flags::Recipe;
 use crate::region::{Future, Region};
 use cpu::op::Op;
 use iced_x86::Mnemonic;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 /// Where the status flags are at a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub enum Kind {
     },
     /// A jump by the jump cache.
     Jump {
-        /// What it adds to RSP.
+        /// What it has added to RSP when it is left.
         pops: i32,
     },
     /// The first of a group of accesses, which checks for all of them.
@@ -103,7 +103,7 @@ pub struct Sites {
     middle: usize,
     /// Recipes, numbered from 1.
     recipes: Vec<Recipe>,
-    numbers: HashMap<Recipe, u32>,
+    numbers: FxHashMap<Recipe, u32>,
     /// The instructions that were interpreted so far.
     ops: Vec<Option<Box<Op>>>,
 }

@@ -34,7 +34,8 @@ pub enum Reason {
     Fault = 3,
     /// Code was entered that is no longer good.
     Stale = 4,
-    /// The site's jump is to be completed: `Frame::address` is its target's tag, which is not in the jump cache.
+    /// The site has jumped, and all that is left to do is to find code: `Frame::address` is its target's tag, which is not
+    /// in the jump cache. Unless the target is not canonical: then it has not.
     Jump = 5,
 }
 
