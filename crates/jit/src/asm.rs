@@ -66,6 +66,8 @@ impl Cond {
     pub const E: Self = Self(4);
     /// Above, unsigned.
     pub const A: Self = Self(7);
+    /// Above or equal, unsigned.
+    pub const AE: Self = Self(3);
 }
 
 /// Code being assembled.
@@ -211,6 +213,11 @@ impl Asm {
     /// `mov to, from`, 32 bits.
     pub fn mov32(&mut self, to: Reg, from: Reg) {
         self.rr(false, &[0x89], from, to);
+    }
+
+    /// `movzx to, from`, of 16 bits.
+    pub fn zero_extend16(&mut self, to: Reg, from: Reg) {
+        self.rr(false, &[0x0f, 0xb7], to, from);
     }
 
     /// `mov to, [from]`.

@@ -10,6 +10,7 @@ pub mod cache;
 pub mod classify;
 pub mod flags;
 pub mod frame;
+pub mod legacy;
 pub mod log;
 pub mod perf;
 pub mod region;

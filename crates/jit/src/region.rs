@@ -7,7 +7,8 @@ use crate::classify::{Class, Mode, Units, classify};
 use crate::flags::{Effect, Recipe};
 use crate::translate::fits;
 use cpu::cpuid::Model;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, OpKind};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic};
+use iced_x86::{OpAccess, OpKind};
 use std::collections::BTreeMap;
 use x86::PAGE_SIZE;
 
@@ -52,6 +53,8 @@ pub struct Insn {
     pub class: Class,
     /// The units it uses.
     pub units: Units,
+    /// Bytes that it moves between the stack and elsewhere.
+    pub word: u8,
     /// What it does with flags.
     pub effect: Effect,
     /// How its flags can be made again.
@@ -73,6 +76,17 @@ impl Insn {
     #[must_use]
     pub fn end(&self) -> u16 {
         self.offset + self.i.len() as u16
+    }
+
+    /// Where a near branch goes, counted from the start of the page. (Targets that are not 64 bits wide wrap.)
+    #[must_use]
+    pub fn target(&self) -> i64 {
+        let target = self.i.near_branch_target();
+        match self.i.op0_kind() {
+            OpKind::NearBranch16 => (target as u16).cast_signed().into(),
+            OpKind::NearBranch32 => (target as u32).cast_signed().into(),
+            _ => target.cast_signed(),
+        }
     }
 
     /// Whether the host's flags are lost on the way to it.
@@ -157,7 +171,7 @@ impl Block {
     pub fn loops(&self) -> bool {
         self.last().is_some_and(|insn| {
             matches!(insn.class, Class::Jcc | Class::Jmp | Class::Call | Class::Loop)
-                && insn.i.near_branch_target().cast_signed() <= i64::from(insn.offset)
+                && insn.target() <= i64::from(insn.offset)
         })
     }
 
@@ -175,6 +189,8 @@ pub struct Region {
     pub units: Units,
     /// Where an instruction begins that goes on in the next page.
     pub cut: Option<u16>,
+    /// What it was read for.
+    pub mode: Mode,
 }
 
 impl Region {
@@ -208,7 +224,7 @@ impl Region {
                 };
                 let (end, class) = (insn.end(), insn.class);
                 let target = match class {
-                    Class::Jcc | Class::Jmp | Class::Loop => u16::try_from(insn.i.near_branch_target()).ok(),
+                    Class::Jcc | Class::Jmp | Class::Loop => u16::try_from(insn.target()).ok(),
                     _ => None,
                 };
                 insns.insert(at, insn);
@@ -237,12 +253,12 @@ impl Region {
                 at = end;
             }
         }
-        let mut region = Self::divide(insns, &leaders, cut)?;
+        let mut region = Self { cut, mode, ..Self::divide(insns, &leaders)? };
         region.solve();
         Some(region)
     }
 
-    fn divide(insns: BTreeMap<u16, Insn>, leaders: &BTreeMap<u16, bool>, cut: Option<u16>) -> Option<Self> {
+    fn divide(insns: BTreeMap<u16, Insn>, leaders: &BTreeMap<u16, bool>) -> Option<Self> {
         let mut units = Units::default();
         let mut blocks = Vec::new();
         for (start, root) in leaders.iter().filter(|(start, _)| insns.contains_key(start)) {
@@ -267,11 +283,11 @@ impl Region {
         for block in &mut blocks {
             let last = block.insns.last()?;
             let branches = matches!(last.class, Class::Jcc | Class::Jmp | Class::Loop);
-            let target = u16::try_from(last.i.near_branch_target()).ok().filter(|_| branches);
+            let target = u16::try_from(last.target()).ok().filter(|_| branches);
             block.target = target.and_then(|target| starts.get(&target).copied());
             block.next = if last.class.ends() { None } else { starts.get(&last.end()).copied() };
         }
-        (!blocks.is_empty()).then_some(Self { blocks, units, cut })
+        (!blocks.is_empty()).then_some(Self { blocks, units, cut: None, mode: Mode::default() })
     }
 
     /// Whether it is one instruction that goes on in the next page.
@@ -371,10 +387,13 @@ impl<'a> Reader<'a> {
     /// `None`: it does not end within the page, or is too long.
     fn read(&mut self, at: u16) -> Option<Insn> {
         let rest = self.bytes.get(usize::from(at)..)?;
-        let mut decoder = Decoder::with_ip(64, rest.get(..15).unwrap_or(rest), at.into(), self.options);
-        let i = decoder.decode();
+        let mut decoder = Decoder::with_ip(self.mode.code_size() as u32, rest.get(..15).unwrap_or(rest), at.into(), self.options);
+        let mut i = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
             return None;
+        }
+        if self.mode.legacy.is_some() {
+            crate::legacy::rewrite(&mut i);
         }
         let (class, units) = classify(&i, self.model, self.mode);
         let mut insn = Insn {
@@ -382,6 +401,7 @@ impl<'a> Reader<'a> {
             offset: at,
             class,
             units,
+            word: 0,
             effect: Effect::default(),
             recipe: None,
             memory: None,
@@ -396,6 +416,7 @@ impl<'a> Reader<'a> {
         }
         insn.effect = Effect::of(&i);
         insn.recipe = Recipe::of(&i);
+        insn.word = stack_word(&i);
         let info = self.factory.info(&i);
         for used in info.used_registers().iter().filter(|used| writes(used.access())) {
             let register = used.register();
@@ -409,14 +430,28 @@ impl<'a> Reader<'a> {
             insn.memory = Some(writes(info.op_access(n)));
         }
         let memory = insn.memory.is_some();
-        if !fits(&i, memory) {
+        let encodable = class != Class::Plain || self.mode.legacy.is_none() || i.op_code().mode64();
+        if !encodable || !fits(&i, memory, self.mode) {
             insn.class = if class.ends() { Class::Leaves } else { Class::Interpret };
             (insn.effect, insn.recipe, insn.memory) = (Effect::default(), None, None);
             return Some(insn);
         }
-        let divides = matches!(i.mnemonic(), iced_x86::Mnemonic::Div | iced_x86::Mnemonic::Idiv);
+        let divides = matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
         insn.faults = insn.clobbers() || divides || units.vector || units.x87;
         Some(insn)
+    }
+}
+
+/// What PUSH, POP, CALL, RET, LEAVE and their like move, in bytes.
+fn stack_word(i: &Instruction) -> u8 {
+    match i.code() {
+        Code::Leavew => 2,
+        Code::Leaved => 4,
+        Code::Leaveq => 8,
+        _ => {
+            let released = if i.mnemonic() == Mnemonic::Ret && i.op_count() > 0 { i.immediate16().into() } else { 0 };
+            (i.stack_pointer_increment() - released).unsigned_abs() as u8
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Most are in the host register of the same name, so that implicit operands (MUL, shifts by CL, CMPXCHG, …) need no
 //! care. The host's RSP points to the frame, so the guest's is in R13; R14 and R15 are the translator's; the guest's own
-//! R13, R14 and R15 have a home in the frame.
+//! R13, R14 and R15 have a home in the frame. 32- and 16-bit code has eight registers, so there R8 to R12 are free.
 
 use crate::asm::{Mem, RSP, Reg};
 use crate::frame::Frame;
@@ -12,6 +12,10 @@ use std::mem::offset_of;
 pub const T0: Reg = 14;
 /// Second scratch register.
 pub const T1: Reg = 15;
+/// Third scratch register, outside 64-bit mode only: the guest's R8 to R15 stay in the vCPU there.
+pub const T2: Reg = 8;
+/// Fourth scratch register, likewise.
+pub const T3: Reg = 9;
 /// Where the guest's RSP is.
 pub const STACK_POINTER: Reg = 13;
 

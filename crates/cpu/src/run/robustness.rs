@@ -447,10 +447,8 @@ impl Fuzz {
             self.cpu.signals.raise(Signals::STOP);
             let result = if careful {
                 self.cpu.single_step(interpreter)
-            } else if self.cpu.code_size == CodeSize::Bits64 {
-                self.cpu.run_blocks::<true>(interpreter)
             } else {
-                self.cpu.run_blocks::<false>(interpreter)
+                self.cpu.run_blocks(interpreter)
             };
             self.cpu.signals.lower(Signals::STOP);
             self.invariants();

@@ -13,7 +13,7 @@ fn page(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<
 }
 
 fn build(bytes: &[u8], known: impl Fn(u16) -> bool) -> Region {
-    let mode = Mode { user: false, x87: true, sse: true, avx: true };
+    let mode = Mode { user: false, x87: true, sse: true, avx: true, legacy: None };
     Region::build(bytes, 0, &Model::max(), mode, known).expect("a region")
 }
 

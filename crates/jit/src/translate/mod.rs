@@ -6,6 +6,7 @@
 
 mod control;
 pub mod groups;
+mod legacy;
 mod memory;
 mod plain;
 mod system;
@@ -266,7 +267,7 @@ impl Job<'_> {
             Entry::Numbered => State { numbered: true, ..State::default() },
             Entry::Inherited => *self.entry.get(n).ok_or(Refused)?,
         };
-        self.plan = if self.grouping { Plan::of(block) } else { Plan::default() };
+        self.plan = if self.grouping { Plan::of(block, region.mode) } else { Plan::default() };
         self.resident = None;
         for (k, insn) in block.insns.iter().enumerate() {
             self.at = k;

@@ -1,19 +1,21 @@
 //! Instructions that the host executes: registers renamed, the memory operand replaced.
 
-use super::memory::Address;
+use super::memory::{Address, bit_offset};
 use super::{Job, Refused};
 use crate::asm::{Mem, Reg};
+use crate::classify::Mode;
 use crate::frame::Frame;
 use crate::region::Insn;
-use crate::regs::{Place, T0, T1, field, place};
-use iced_x86::{Instruction, OpAccess, OpKind, Register};
+use crate::regs::{Place, T0, T1, T3, field, place};
+use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 use std::mem::offset_of;
 
 /// Whether the instruction can be expressed with the registers that there are: at most as many operands without a
-/// host register as there are scratch registers, and AH, CH, DH, BH only where no REX prefix is needed.
+/// host register as there are scratch registers, and AH, CH, DH, BH only where no REX prefix is needed, or where they
+/// can be exchanged.
 #[must_use]
-pub fn fits(i: &Instruction, memory: bool) -> bool {
-    if memory && (Address::of(i).is_none() || !matches!(i.memory_size().size(), 1 | 2 | 4 | 8 | 10 | 16 | 32)) {
+pub fn fits(i: &Instruction, memory: bool, mode: Mode) -> bool {
+    if memory && (Address::of(i, mode).is_none() || !matches!(i.memory_size().size(), 1 | 2 | 4 | 8 | 10 | 16 | 32)) {
         return false;
     }
     let registers = || (0..i.op_count()).filter(|n| i.op_kind(*n) == OpKind::Register).map(|n| i.op_register(n));
@@ -27,7 +29,17 @@ pub fn fits(i: &Instruction, memory: bool) -> bool {
     }
     let high = general().any(is_high);
     let low = |register: Register| matches!(place(guest(register)), Place::Host(host) if host < 8);
-    !high || (!memory && general().all(low))
+    if memory {
+        !high || exchanges(i, mode)
+    } else {
+        !high || general().all(low)
+    }
+}
+
+/// Whether a high byte and the low one of its register can be exchanged for as long as `i` takes, which has a memory
+/// operand: where that cannot fault, no register is part of it, and no other operand is in either.
+fn exchanges(i: &Instruction, mode: Mode) -> bool {
+    mode.legacy.is_some() && i.mnemonic() != Mnemonic::Cmpxchg
 }
 
 fn is_high(register: Register) -> bool {
@@ -68,13 +80,16 @@ impl Job<'_> {
     pub(super) fn plain(&mut self, insn: &Insn) -> Result<(), Refused> {
         let mut out = insn.i;
         if let Some(write) = insn.memory {
-            let address = Address::of(&insn.i).ok_or(Refused)?;
+            let address = Address::of(&insn.i, self.region.mode).ok_or(Refused)?;
             let reads = self.reads_flags(insn);
             if reads && self.checks() {
                 self.keep_flags();
             }
             let operand = self.access(insn, &address, insn.i.memory_size().size() as u32, write)?;
             set_memory(&mut out, operand);
+            if address.narrow.is_some() && address.bits.is_some() {
+                self.bit_in_word(insn);
+            }
             if reads {
                 self.need_flags();
             }
@@ -88,7 +103,22 @@ impl Job<'_> {
             }
         }
         let stores = self.operands(insn, &mut out)?;
+        let legacy = self.region.mode.legacy.is_some() && insn.memory.is_some();
+        if legacy && bit_offset(&insn.i).is_some() {
+            out.set_op1_register(rename(insn.i.op1_register(), T3));
+        }
+        let high = (0..out.op_count()).find(|n| out.op_kind(*n) == OpKind::Register && is_high(out.op_register(*n)));
+        let high = high.filter(|_| legacy);
+        // XCHG of the low byte and the high one.
+        let exchange = high.map(|n| [0x86, 0xe0 | guest(out.op_register(n)) * 9]);
+        if let (Some(n), Some(exchange)) = (high, &exchange) {
+            self.asm.raw(exchange);
+            out.set_op_register(n, Register::AL + u32::from(guest(out.op_register(n))));
+        }
         self.asm.instruction(self.encoder, &out).map_err(|_| Refused)?;
+        if let Some(exchange) = &exchange {
+            self.asm.raw(exchange);
+        }
         for (home, from) in stores.into_iter().flatten() {
             self.asm.store(home, from);
         }
@@ -153,6 +183,11 @@ impl Job<'_> {
 
     /// LEA: no access, any number of registers without a host register.
     pub(super) fn lea(&mut self, insn: &Insn) -> Result<(), Refused> {
+        if let Some(address) = self.region.mode.legacy.and(Address::of(&insn.i, self.region.mode))
+            && let Some(narrow) = address.narrow
+        {
+            return self.lea_narrow(insn, &address, narrow);
+        }
         let mut out = insn.i;
         let i = &insn.i;
         let take = |job: &mut Self, register: Register, scratch: Reg| match place(guest(register)) {
@@ -174,8 +209,10 @@ impl Job<'_> {
                 out.set_memory_base(renamed);
             }
         }
-        self.resident = None;
         if i.memory_index() != Register::None {
+            if matches!(place(guest(i.memory_index())), Place::Home(_)) {
+                self.resident = None;
+            }
             let renamed = take(self, i.memory_index(), T1);
             out.set_memory_index(renamed);
         }
@@ -192,6 +229,7 @@ impl Job<'_> {
             Place::Home(home) => {
                 if register.size() == 2 {
                     // The rest of the register stays: computed in T1, which the address has no more need of then.
+                    self.resident = None;
                     out.set_op0_register(rename(register, T1));
                     self.asm.instruction(self.encoder, &out).map_err(|_| Refused)?;
                     self.asm.rm(false, &[0x66, 0x89], T1, home);

@@ -4,13 +4,12 @@
 //! They change the vCPU where it is. CLI, STI and SWAPGS are here for CPL 0 only, where they cannot fault: see
 //! `classify`.
 
-use super::memory::Address;
 use super::{Cold, Job, Refused};
-use crate::asm::{Cond, Mem, RSP};
+use crate::asm::{Cond, Mem};
 use crate::classify::Class;
 use crate::frame::Frame;
 use crate::region::Insn;
-use crate::regs::{STACK_POINTER, T0, T1, field};
+use crate::regs::{T0, T1, field};
 use crate::sites::Kind;
 use cpu::Cpu;
 use cpu::state::GS;
@@ -33,7 +32,7 @@ const SYSTEM_FLAGS: Mem = vcpu(offset_of!(Cpu, system_flags));
 impl Job<'_> {
     pub(super) fn system(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
         match insn.i.mnemonic() {
-            Mnemonic::Pushfq => return self.pushf(insn),
+            Mnemonic::Pushfq | Mnemonic::Pushfd | Mnemonic::Pushf => return self.pushf(insn),
             Mnemonic::Sti => return self.sti(n, insn),
             Mnemonic::Swapgs => self.swapgs(),
             Mnemonic::Cli => self.clear_flag(insn, IF),
@@ -117,10 +116,10 @@ impl Job<'_> {
         self.asm.store(scratch, T1);
         self.state.rflags = false;
         self.resident = None;
-        let slot = self.access(insn, &Address::off(RSP, -8), 8, true)?;
+        let slot = self.access(insn, &self.below(insn), insn.word.into(), true)?;
         self.asm.load(T0, scratch);
-        self.asm.store(slot, T0);
-        self.asm.lea(STACK_POINTER, Mem::at(STACK_POINTER, -8));
+        self.store_word(slot, T0, insn.word);
+        self.move_stack(-i32::from(insn.word));
         Ok(())
     }
 }
