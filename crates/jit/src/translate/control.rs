@@ -127,8 +127,8 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// To the address in T1, if the jump cache knows it; `pops` is added to the guest's RSP on the way.
-    fn look_up(&mut self, miss: Label, pops: i32) {
+    /// Finds the address in T1 in the jump cache, or goes to `miss`. Gives where the code's host address is.
+    fn find(&mut self, miss: Label) -> Mem {
         let entry = |table: usize| Mem::at(RSP, table as i32).index(T0, 3);
         self.count(offset_of!(Inline, jumps));
         self.asm.mov32(T0, T1);
@@ -136,8 +136,27 @@ impl Job<'_> {
         self.asm.xor_mem(T1, field(offset_of!(Frame, stamp)));
         self.asm.cmp_mem(T1, entry(TAGS));
         self.asm.jcc(Cond::NE, miss);
+        entry(HOSTS)
+    }
+
+    /// To the address in T1, if the jump cache knows it; `pops` is added to the guest's RSP on the way.
+    fn look_up(&mut self, miss: Label, pops: i32) {
+        let host = self.find(miss);
         self.move_stack(pops);
-        self.asm.jmp_mem(entry(HOSTS));
+        self.asm.jmp_mem(host);
+    }
+
+    /// Calls the address in T1, which may turn out to be none: nothing is pushed before the jump cache knows it.
+    fn call_known(&mut self, insn: &Insn) -> Result<(), Refused> {
+        let scratch = field(offset_of!(Frame, scratch));
+        let miss = self.miss(insn.offset, insn.end());
+        let host = self.find(miss);
+        self.asm.load(T1, host);
+        self.asm.store(scratch, T1);
+        self.push_return(insn)?;
+        self.move_stack(-i32::from(insn.word));
+        self.asm.jmp_mem(scratch);
+        Ok(())
     }
 
     pub(super) fn move_stack(&mut self, by: i32) {
@@ -289,40 +308,33 @@ impl Job<'_> {
 
     pub(super) fn call(&mut self, insn: &Insn) -> Result<(), Refused> {
         self.keep_flags();
-        self.push_return(insn)?;
         let (target, pushed) = (insn.target(), -i32::from(insn.word));
-        match u16::try_from(target) {
-            Ok(near) if self.near(target) => {
-                self.move_stack(pushed);
-                self.direct(insn.offset, near);
-            }
-            _ => {
-                let miss = self.miss(insn.offset, insn.end());
-                self.target(target)?;
-                self.look_up(miss, pushed);
-            }
+        if let Some(near) = u16::try_from(target).ok().filter(|_| self.near(target)) {
+            self.push_return(insn)?;
+            self.move_stack(pushed);
+            self.direct(insn.offset, near);
+        } else if self.region.mode.legacy.is_some_and(|legacy| !legacy.flat) {
+            // The segment may have a limit.
+            self.target(target)?;
+            self.call_known(insn)?;
+        } else {
+            self.push_return(insn)?;
+            let miss = self.miss(insn.offset, insn.end());
+            self.target(target)?;
+            self.look_up(miss, pushed);
         }
         Ok(())
     }
 
     pub(super) fn call_indirect(&mut self, insn: &Insn) -> Result<(), Refused> {
         self.keep_flags();
-        let scratch = field(offset_of!(Frame, scratch));
-        let memory = insn.i.op0_kind() == OpKind::Memory;
-        if memory {
+        if insn.i.op0_kind() == OpKind::Memory {
             let operand = self.operand(insn, insn.word)?;
-            self.load_word(T0, operand, insn.word);
-            self.asm.store(scratch, T0);
-        }
-        self.push_return(insn)?;
-        if memory {
-            self.asm.load(T1, scratch);
+            self.load_word(T1, operand, insn.word);
         } else {
             self.read(T1, insn.i.op0_register());
         }
-        let miss = self.miss(insn.offset, insn.end());
-        self.look_up(miss, -i32::from(insn.word));
-        Ok(())
+        self.call_known(insn)
     }
 
     pub(super) fn jmp_indirect(&mut self, insn: &Insn) -> Result<(), Refused> {
