@@ -194,6 +194,7 @@ impl Jit {
         mode: Mode,
         patch: &mut Option<u32>,
     ) -> Result<Option<Way>, TripleFault> {
+        let mut enough = self.threshold;
         loop {
             let rip = cpu.rip();
             let stamp = self.stamp(cpu, mode);
@@ -212,11 +213,15 @@ impl Jit {
                 return Ok(Some(self.through(cpu, mode, door, patch.take())));
             }
             self.cache.stats.cold += 1;
-            match cpu.interpret_block(interpreter, self.threshold)? {
-                Step::Near => {}
+            match cpu.interpret_block(interpreter, enough)? {
+                Step::Near => enough = self.threshold,
                 Step::Anew => return Ok(None),
                 Step::Warm => {
-                    let Some(door) = self.translate(cpu, interpreter, mode, patch) else { continue };
+                    let Some(door) = self.translate(cpu, interpreter, mode, patch) else {
+                        // To be run now, whatever the threshold.
+                        enough = u16::MAX;
+                        continue;
+                    };
                     return Ok(Some(self.through(cpu, mode, door, patch.take())));
                 }
             }
