@@ -148,14 +148,16 @@ impl Job<'_> {
 
     /// Calls the address in T1, which may turn out to be none: nothing is pushed before the jump cache knows it.
     fn call_known(&mut self, insn: &Insn) -> Result<(), Refused> {
-        let scratch = field(offset_of!(Frame, scratch));
+        let (tag, callee) = (field(offset_of!(Frame, scratch)), field(offset_of!(Frame, callee)));
         let miss = self.miss(insn.offset, insn.end());
         let host = self.find(miss);
+        self.asm.store(tag, T1);
         self.asm.load(T1, host);
-        self.asm.store(scratch, T1);
+        self.asm.store(callee, T1);
         self.push_return(insn)?;
+        self.asm.load(T1, tag);
         self.move_stack(-i32::from(insn.word));
-        self.asm.jmp_mem(scratch);
+        self.asm.jmp_mem(callee);
         Ok(())
     }
 
