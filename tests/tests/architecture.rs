@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// Bottom up: a room may use those before it.
-const ROOMS: [&str; 13] = [
-    "x86", "host", "memory", "cpu", "jit", "devices", "boot", "lens", "machine", "control", "view", "vitrine", "guests",
+const ROOMS: [&str; 14] = [
+    "x86", "host", "memory", "cpu", "jit", "lockstep", "devices", "boot", "lens", "machine", "control", "view",
+    "vitrine", "guests",
 ];
 /// Rooms where unsafe code may live.
 const UNSAFE_ROOMS: [&str; 3] = ["host", "memory", "jit"];

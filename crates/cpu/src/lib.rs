@@ -22,6 +22,4 @@ pub use hooks::{Clock, LocalApic, PortIo, Signals};
 pub use state::Cpu;
 
 #[cfg(test)]
-mod differential;
-#[cfg(test)]
 mod testing;

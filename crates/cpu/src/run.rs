@@ -185,9 +185,9 @@ impl Cpu {
     /// The processor shut down.
     pub fn fetch(&mut self, interpreter: &mut Interpreter) -> Result<Option<FetchPage>, TripleFault> {
         let origin = self.origin();
-        let fetched = self.code_address().and_then(|gva| {
-            self.mmu.fetch_page(origin, gva).map_err(|fault| self.memory_fault(fault, false))
-        });
+        let fetched = self
+            .code_address()
+            .and_then(|gva| self.mmu.fetch_page(origin, gva).map_err(|fault| self.memory_fault(fault, false)));
         match fetched {
             Ok(page) => Ok(Some(page)),
             Err(exception) => {

@@ -59,7 +59,7 @@ pub enum CodeSize {
 }
 
 /// SYSCALL, SYSENTER and other MSRs that are plain state.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 #[expect(missing_docs, reason = "the fields are the manuals' own MSR names")]
 pub struct Msrs {

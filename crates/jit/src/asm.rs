@@ -318,6 +318,11 @@ impl Asm {
         self.raw(&value.to_le_bytes());
     }
 
+    /// `cmp rsp, rsp`: the status flags as `host::alu` has them before an instruction that may leave some.
+    pub fn compare_equals(&mut self) {
+        self.rr(true, &[0x39], RSP, RSP);
+    }
+
     /// `cmp dword [mem], 0`.
     pub fn cmp_zero32(&mut self, mem: Mem) {
         self.rm(false, &[0x83], 7, mem);

@@ -41,11 +41,32 @@ impl Effect {
             Mnemonic::Rcl | Mnemonic::Rcr | Mnemonic::Rol | Mnemonic::Ror => true,
             // What AMD leaves unchanged is undefined by the manual.
             Mnemonic::Bsf | Mnemonic::Bsr | Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc => true,
-            Mnemonic::Div | Mnemonic::Idiv => true,
             _ => false,
         };
         let writes = modified == STATUS && !conditional;
         Self { reads: i.rflags_read() & STATUS != 0, writes, partly: (modified != 0 || conditional) && !writes }
+    }
+}
+
+/// What becomes of the flags that an instruction leaves undefined where processors leave some as they were and it is not
+/// worth keeping them: what the interpreter makes of them, see `host::alu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Undefined {
+    /// As after a comparison of equals before it.
+    Before,
+    /// As after a comparison of equals behind it.
+    Behind,
+}
+
+impl Undefined {
+    /// Of `i`. `None`: it is as the host has it, with the flags before it.
+    #[must_use]
+    pub fn of(i: &Instruction) -> Option<Self> {
+        match i.mnemonic() {
+            Mnemonic::Mul | Mnemonic::Imul | Mnemonic::Lzcnt | Mnemonic::Tzcnt => Some(Self::Before),
+            Mnemonic::Div | Mnemonic::Idiv => Some(Self::Behind),
+            _ => None,
+        }
     }
 }
 

@@ -65,8 +65,6 @@ pub struct Frame {
     pub target: u64,
     /// For the length of one instruction.
     pub scratch: u64,
-    /// Where an indirect call goes while its return address is pushed.
-    pub callee: u64,
     /// For the length of a thunk.
     pub saved: u64,
     /// Where to go on behind a site.

@@ -387,7 +387,8 @@ impl<'a> Reader<'a> {
     /// `None`: it does not end within the page, or is too long.
     fn read(&mut self, at: u16) -> Option<Insn> {
         let rest = self.bytes.get(usize::from(at)..)?;
-        let mut decoder = Decoder::with_ip(self.mode.code_size() as u32, rest.get(..15).unwrap_or(rest), at.into(), self.options);
+        let mut decoder =
+            Decoder::with_ip(self.mode.code_size() as u32, rest.get(..15).unwrap_or(rest), at.into(), self.options);
         let mut i = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
             return None;

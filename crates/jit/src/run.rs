@@ -217,12 +217,11 @@ impl Jit {
                 Step::Near => enough = self.threshold,
                 Step::Anew => return Ok(None),
                 Step::Warm => {
-                    let Some(door) = self.translate(cpu, interpreter, mode, patch) else {
-                        // To be run now, whatever the threshold.
-                        enough = u16::MAX;
-                        continue;
-                    };
-                    return Ok(Some(self.through(cpu, mode, door, patch.take())));
+                    if let Some(door) = self.translate(cpu, interpreter, mode, patch) {
+                        return Ok(Some(self.through(cpu, mode, door, patch.take())));
+                    }
+                    // The block is to run all the same.
+                    enough = u16::MAX;
                 }
             }
             *patch = None;

@@ -79,9 +79,9 @@ macro_rules! scan {
 scan! {
     Bsf true |s, old, f| alu::bsf(s, old, f);
     Bsr true |s, old, f| alu::bsr(s, old, f);
-    Tzcnt false |s, _old, f| alu::tzcnt(s, f);
-    Lzcnt false |s, _old, f| alu::lzcnt(s, f);
-    Popcnt false |s, _old, f| alu::popcnt(s, f);
+    Tzcnt false |s, _old, _f| alu::tzcnt(s);
+    Lzcnt false |s, _old, _f| alu::lzcnt(s);
+    Popcnt false |s, _old, _f| alu::popcnt(s);
 }
 
 fn scan<O: Scan, W: Width + Wide, S: Source>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {

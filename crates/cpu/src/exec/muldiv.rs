@@ -34,13 +34,13 @@ fn multiply<const SIGNED: bool, W: Width, S: Source>(cpu: &mut Cpu, op: &Op) -> 
     Ok(Flow::Next)
 }
 
-/// The flags are undefined after a division; they stay as they were.
 fn divide<const SIGNED: bool, W: Width, S: Source>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
     let divisor = S::get::<W>(cpu, op)?;
     let (high, low) = (high::<W>(cpu), W::low(cpu.regs[RAX]));
     let result = if SIGNED { alu::idiv(high, low, divisor) } else { alu::div(high, low, divisor) };
     let (quotient, remainder) = result.ok_or(Exception::DIVIDE)?;
     set_pair(cpu, quotient, remainder);
+    cpu.status = alu::EQUAL;
     Ok(Flow::Next)
 }
 

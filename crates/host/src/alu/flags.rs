@@ -123,14 +123,14 @@ macro_rules! scan {
     )*};
 }
 
-/// Bit counts: the result depends on the source alone. (One register for both: some processors wait for the result's
-/// old value anyway.)
+/// Bit counts: the result depends on the source alone, and by CMP so do the flags that some processors leave as they were.
+/// (One register for both: some processors wait for the result's old value anyway.)
 macro_rules! from_zero {
     ($($name:ident $t:ident $m:literal);*) => {$(
         #[inline(always)]
-        fn $name(source: $t, flags: u64) -> ($t, u64) {
+        fn $name(source: $t) -> ($t, u64) {
             let (result, ah, o): ($t, u64, u64);
-            run!([] concat!(stringify!($name), " {s", $m, "}, {s", $m, "}"); flags => ah, o;
+            run!(["cmp {s:r}, {s:r}"] concat!(stringify!($name), " {s", $m, "}, {s", $m, "}"); _ => ah, o;
                 s = inout(reg) source => result);
             (result, join(ah, o))
         }

@@ -4,7 +4,8 @@
 //! CF, PF, AF, ZF, SF and OF stand in their RFLAGS positions, **the other bits mean nothing** and are to be masked by
 //! `x86::Rflags::STATUS` before they are shown. Flags that the manuals leave undefined are what this host makes of
 //! them. Where an instruction reads flags or may leave some as they were, the incoming flags are an argument (`flags`,
-//! only the six status flags of it matter).
+//! only the six status flags of it matter). But for multiplications, LZCNT and TZCNT, where a translator should not have
+//! to keep them, the incoming flags are [`EQUAL`], and those after a division too.
 //!
 //! No function touches DF, AC, TF or memory, and none can fault.
 //! DIV and IDIV, which can, are guarded by Rust and give `None` instead of #DE. Left out: the BT family, which
@@ -16,6 +17,9 @@ mod tests;
 
 use flags::{binary, carry, count, from_zero, join, nullary, run, scan, unary};
 use std::arch::asm;
+
+/// The flags of comparing equals: ZF and PF.
+pub const EQUAL: u64 = 0x44;
 
 /// `flags` as stubs and translated code take them in EAX: for SAHF in AH, and OF as 0 or 1 in AL.
 #[inline(always)]
@@ -67,9 +71,9 @@ mod sealed {
         fn imul(a: Self, b: Self) -> (Self, u64);
         fn bsf(source: Self, old: Self, flags: u64) -> (Self, u64);
         fn bsr(source: Self, old: Self, flags: u64) -> (Self, u64);
-        fn tzcnt(source: Self, flags: u64) -> (Self, u64);
-        fn lzcnt(source: Self, flags: u64) -> (Self, u64);
-        fn popcnt(source: Self, flags: u64) -> (Self, u64);
+        fn tzcnt(source: Self) -> (Self, u64);
+        fn lzcnt(source: Self) -> (Self, u64);
+        fn popcnt(source: Self) -> (Self, u64);
     }
 }
 use sealed::{Operations, WideOperations};
@@ -137,7 +141,7 @@ functions! { Word:
     /// One-operand IMUL: low half, high half, flags.
     imul_wide(a: T, b: T) -> (T, T, u64);
     /// DIV of `hi:lo` by `divisor`: quotient and remainder, or `None` where the instruction raises #DE.
-    /// For `u8` the dividend's halves are AH and AL. The flags are undefined: leave them.
+    /// For `u8` the dividend's halves are AH and AL. The flags are [`EQUAL`].
     div(hi: T, lo: T, divisor: T) -> Option<(T, T)>;
     /// IDIV, as [`div`] but signed; truncates towards zero.
     idiv(hi: T, lo: T, divisor: T) -> Option<(T, T)>;
@@ -155,11 +159,11 @@ functions! { Wide:
     /// BSR: the highest set bit; `old` as in [`bsf`].
     bsr(source: T, old: T, flags: u64) -> (T, u64);
     /// TZCNT (BMI1).
-    tzcnt(source: T, flags: u64) -> (T, u64);
+    tzcnt(source: T) -> (T, u64);
     /// LZCNT.
-    lzcnt(source: T, flags: u64) -> (T, u64);
+    lzcnt(source: T) -> (T, u64);
     /// POPCNT.
-    popcnt(source: T, flags: u64) -> (T, u64);
+    popcnt(source: T) -> (T, u64);
 }
 
 /// Implements the operations for one size: register class, operand modifier, accumulator and its upper half.
@@ -208,7 +212,7 @@ macro_rules! word {
         word!(product $t mul "mul" $half);
         word!(product $t imul_wide "imul" $half);
     };
-    // In both shapes TEST makes the undefined flags, which some processors leave as they were, depend on the operands
+    // In both shapes CMP makes the undefined flags, which some processors leave as they were, depend on the operands
     // alone. AX is one register: the product of bytes is not split over two.
     (product u8 $name:ident $op:literal $m:literal) => {
         #[inline(always)]
@@ -216,7 +220,7 @@ macro_rules! word {
             let (product, overflow, ah): (u16, u64, u64);
             // SAFETY: works on its operands only.
             unsafe {
-                asm!("test {b}, {b}", concat!($op, " {b}"), "mov {p:x}, ax", "seto {o:l}", "lahf",
+                asm!("cmp {b}, {b}", concat!($op, " {b}"), "mov {p:x}, ax", "seto {o:l}", "lahf",
                     b = in(reg_byte) b, p = out(reg) product, o = inout(reg) 0u64 => overflow,
                     inout("rax") u64::from(a) => ah, options(pure, nomem, nostack));
             }
@@ -230,7 +234,7 @@ macro_rules! word {
             let (lo, hi, overflow, ah);
             // SAFETY: works on its operands only.
             unsafe {
-                asm!(concat!("test {b", $m, "}, {b", $m, "}"), concat!($op, " {b", $m, "}"), "mov {lo}, rax",
+                asm!(concat!("cmp {b", $m, "}, {b", $m, "}"), concat!($op, " {b", $m, "}"), "mov {lo}, rax",
                     "seto {o:l}", "lahf", b = in(reg) b, lo = out(reg) lo, o = inout(reg) 0u64 => overflow,
                     inout("rax") u64::from(a) => ah, out("rdx") hi, options(pure, nomem, nostack));
             }
@@ -251,8 +255,8 @@ macro_rules! wide {
             #[inline(always)]
             fn imul(a: Self, b: Self) -> (Self, u64) {
                 let (result, ah, o);
-                // TEST as for the one-operand form.
-                run!([] concat!("test {a", $m, "}, {a", $m, "}\nimul {a", $m, "}, {b", $m, "}"); _ => ah, o;
+                // CMP as for the one-operand form.
+                run!([] concat!("cmp {a", $m, "}, {a", $m, "}\nimul {a", $m, "}, {b", $m, "}"); _ => ah, o;
                     a = inout(reg) a => result, b = in(reg) b);
                 (result, join(ah, o))
             }

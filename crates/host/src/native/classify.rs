@@ -224,9 +224,9 @@ pub(super) fn needs(instruction: &Instruction, memory: OpAccess, used: &[iced_x8
         needs |= Needs::X87;
         needs.set(Needs::CONTROL, mnemonic == Mnemonic::Fldcw);
     }
-    let mmx = used.iter().any(|r| r.register().is_mm())
-        || matches!(mnemonic, Mnemonic::Emms | Mnemonic::Cvtpi2ps | Mnemonic::Cvtpi2pd);
-    needs.set(Needs::MMX, mmx);
+    // CVTPI2PS and CVTPI2PD with an operand in memory leave the x87 alone, as AMD's processors do. (Intel's manual says so
+    // of the second only.)
+    needs.set(Needs::MMX, used.iter().any(|r| r.register().is_mm()) || mnemonic == Mnemonic::Emms);
     let vex = instruction.code().encoding() == EncodingKind::VEX;
     needs.set(Needs::VEX, vex);
     // Conversions between memory and general registers have no vector register and yet are SSE instructions.

@@ -132,7 +132,7 @@ fn instructions_that_may_leave_flags_alone_are_known() {
         (&[0x0f, 0xa5, 0xd8], partly, "shld eax, ebx, cl"),
         (&[0x0f, 0xa3, 0xd8], partly, "bt eax, ebx"),
         (&[0x0f, 0xbc, 0xc3], partly, "bsf eax, ebx"),
-        (&[0xf7, 0xf3], partly, "div ebx"),
+        (&[0xf7, 0xf3], writes, "div ebx"),
         (&[0xf8], partly, "clc"),
         (&[0xf5], Effect { reads: true, ..partly }, "cmc"),
         (&[0x9f], reads, "lahf"),

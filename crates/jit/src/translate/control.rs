@@ -22,6 +22,11 @@ use x86::PAGE_SIZE;
 
 const RBP: Reg = 5;
 
+/// Entry number T0 of one of the jump cache's tables.
+const fn jump(table: usize) -> Mem {
+    Mem::at(RSP, table as i32).index(T0, 3)
+}
+
 impl Job<'_> {
     /// Before a jump backwards: a load that faults when the vCPU is wanted elsewhere. It changes no flag.
     pub(super) fn poll(&mut self, insn: &Insn) {
@@ -127,37 +132,35 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// Finds the address in T1 in the jump cache, or goes to `miss`. Gives where the code's host address is.
-    fn find(&mut self, miss: Label) -> Mem {
-        let entry = |table: usize| Mem::at(RSP, table as i32).index(T0, 3);
+    /// To the address in T1, if the jump cache knows it; `pops` is added to the guest's RSP on the way.
+    fn look_up(&mut self, miss: Label, pops: i32) {
+        self.find(miss);
+        self.move_stack(pops);
+        self.asm.jmp_mem(jump(HOSTS));
+    }
+
+    /// Finds the jump cache's entry for the address in T1: puts its number into T0, its tag into T1.
+    fn find(&mut self, miss: Label) {
         self.count(offset_of!(Inline, jumps));
         self.asm.mov32(T0, T1);
         self.asm.and_mem(T0, field(offset_of!(Frame, jump_mask)));
         self.asm.xor_mem(T1, field(offset_of!(Frame, stamp)));
-        self.asm.cmp_mem(T1, entry(TAGS));
+        self.asm.cmp_mem(T1, jump(TAGS));
         self.asm.jcc(Cond::NE, miss);
-        entry(HOSTS)
     }
 
-    /// To the address in T1, if the jump cache knows it; `pops` is added to the guest's RSP on the way.
-    fn look_up(&mut self, miss: Label, pops: i32) {
-        let host = self.find(miss);
-        self.move_stack(pops);
-        self.asm.jmp_mem(host);
-    }
-
-    /// Calls the address in T1, which may turn out to be none: nothing is pushed before the jump cache knows it.
+    /// Calls the address in T1, which may turn out to be none, and which the interpreter would make anew: nothing is
+    /// pushed before it is found.
     fn call_known(&mut self, insn: &Insn) -> Result<(), Refused> {
-        let (tag, callee) = (field(offset_of!(Frame, scratch)), field(offset_of!(Frame, callee)));
         let miss = self.miss(insn.offset, insn.end());
-        let host = self.find(miss);
-        self.asm.store(tag, T1);
-        self.asm.load(T1, host);
-        self.asm.store(callee, T1);
+        let scratch = field(offset_of!(Frame, scratch));
+        self.find(miss);
+        self.asm.store(scratch, T0);
         self.push_return(insn)?;
-        self.asm.load(T1, tag);
+        self.asm.load(T0, scratch);
+        self.asm.load(T1, jump(TAGS));
         self.move_stack(-i32::from(insn.word));
-        self.asm.jmp_mem(callee);
+        self.asm.jmp_mem(jump(HOSTS));
         Ok(())
     }
 

@@ -18,13 +18,14 @@
 //! depends on a register whose value may have wrapped.
 
 use super::memory::{Address, bit_offset};
+use super::plain::{guest, is_high, rename};
 use super::{Cold, Job, Refused};
 use crate::asm::{Cond, Mem};
 use crate::frame::Frame;
 use crate::legacy::{Bounds, Legacy};
 use crate::region::Insn;
 use crate::regs::{Place, T0, T1, T2, T3, field, place};
-use iced_x86::{Instruction, Register};
+use iced_x86::{Instruction, OpKind, Register};
 use std::mem::{offset_of, size_of};
 
 /// What an address of 32- or 16-bit code is besides a sum.
@@ -89,6 +90,20 @@ fn sum(address: &Address) -> Result<Mem, Refused> {
     let base = address.base.map(host).transpose()?;
     let index = address.index.map(|(index, shift)| host(index).map(|index| (index, shift))).transpose()?;
     Ok(Mem { base, index, disp: address.disp, gs: false })
+}
+
+/// What else becomes of `insn` with a memory operand, of which `out` is the host's: the bit's number in place of its
+/// distance, and the low byte in place of the high one, whose encodings exclude the operand's. Gives what is to be
+/// executed before and behind it: the XCHG of the two bytes.
+pub(super) fn adapt(insn: &Insn, out: &mut Instruction) -> Option<[u8; 2]> {
+    insn.memory?;
+    if let Some(register) = bit_offset(&insn.i) {
+        out.set_op1_register(rename(register, T3));
+    }
+    let high = (0..out.op_count()).find(|n| out.op_kind(*n) == OpKind::Register && is_high(out.op_register(*n)))?;
+    let register = guest(out.op_register(high));
+    out.set_op_register(high, Register::AL + u32::from(register));
+    Some([0x86, 0xe0 | register << 3 | register])
 }
 
 impl Job<'_> {

@@ -1,12 +1,14 @@
 //! Instructions that the host executes: registers renamed, the memory operand replaced.
 
-use super::memory::{Address, bit_offset};
+use super::legacy::adapt;
+use super::memory::Address;
 use super::{Job, Refused};
 use crate::asm::{Mem, Reg};
 use crate::classify::Mode;
+use crate::flags::Undefined;
 use crate::frame::Frame;
 use crate::region::Insn;
-use crate::regs::{Place, T0, T1, T3, field, place};
+use crate::regs::{Place, T0, T1, field, place};
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 use std::mem::offset_of;
 
@@ -29,11 +31,7 @@ pub fn fits(i: &Instruction, memory: bool, mode: Mode) -> bool {
     }
     let high = general().any(is_high);
     let low = |register: Register| matches!(place(guest(register)), Place::Host(host) if host < 8);
-    if memory {
-        !high || exchanges(i, mode)
-    } else {
-        !high || general().all(low)
-    }
+    if memory { !high || exchanges(i, mode) } else { !high || general().all(low) }
 }
 
 /// Whether a high byte and the low one of its register can be exchanged for as long as `i` takes, which has a memory
@@ -42,17 +40,17 @@ fn exchanges(i: &Instruction, mode: Mode) -> bool {
     mode.legacy.is_some() && i.mnemonic() != Mnemonic::Cmpxchg
 }
 
-fn is_high(register: Register) -> bool {
+pub(super) fn is_high(register: Register) -> bool {
     cpu::operand::is_high_byte(register)
 }
 
 /// Encoding of the guest register that `register` is, or is part of.
-fn guest(register: Register) -> Reg {
+pub(super) fn guest(register: Register) -> Reg {
     register.full_register().number() as Reg
 }
 
 /// The part of host register `host` that is like `like`.
-fn rename(like: Register, host: Reg) -> Register {
+pub(super) fn rename(like: Register, host: Reg) -> Register {
     let number = u32::from(host);
     match like.size() {
         1 if is_high(like) => like,
@@ -103,21 +101,16 @@ impl Job<'_> {
             }
         }
         let stores = self.operands(insn, &mut out)?;
-        let legacy = self.region.mode.legacy.is_some() && insn.memory.is_some();
-        if legacy && bit_offset(&insn.i).is_some() {
-            out.set_op1_register(rename(insn.i.op1_register(), T3));
+        let undefined = Undefined::of(&insn.i).filter(|_| insn.after.needed || insn.after.seen);
+        if undefined == Some(Undefined::Before) {
+            self.asm.compare_equals();
         }
-        let high = (0..out.op_count()).find(|n| out.op_kind(*n) == OpKind::Register && is_high(out.op_register(*n)));
-        let high = high.filter(|_| legacy);
-        // XCHG of the low byte and the high one.
-        let exchange = high.map(|n| [0x86, 0xe0 | guest(out.op_register(n)) * 9]);
-        if let (Some(n), Some(exchange)) = (high, &exchange) {
-            self.asm.raw(exchange);
-            out.set_op_register(n, Register::AL + u32::from(guest(out.op_register(n))));
-        }
+        let exchange = if self.region.mode.legacy.is_some() { adapt(insn, &mut out) } else { None };
+        self.asm.raw(exchange.as_ref().map_or(&[], |exchange| exchange));
         self.asm.instruction(self.encoder, &out).map_err(|_| Refused)?;
-        if let Some(exchange) = &exchange {
-            self.asm.raw(exchange);
+        self.asm.raw(exchange.as_ref().map_or(&[], |exchange| exchange));
+        if undefined == Some(Undefined::Behind) {
+            self.asm.compare_equals();
         }
         for (home, from) in stores.into_iter().flatten() {
             self.asm.store(home, from);
