@@ -144,9 +144,11 @@ impl Job<'_> {
 
     /// BT and its like address their word by themselves, which the check has done too: leaves the bit's number in
     /// that word, in T3.
-    pub(super) fn bit_in_word(&mut self, insn: &Insn) {
-        self.asm.mov32(T3, insn.i.op1_register().number() as u8);
+    pub(super) fn bit_in_word(&mut self, bits: Place) -> Result<(), Refused> {
+        let Place::Host(from) = bits else { return Err(Refused) };
+        self.asm.mov32(T3, from);
         self.asm.and_imm(T3, 31);
+        Ok(())
     }
 
     /// LEA, which wraps as an address does.

@@ -85,8 +85,8 @@ impl Job<'_> {
             }
             let operand = self.access(insn, &address, insn.i.memory_size().size() as u32, write)?;
             set_memory(&mut out, operand);
-            if address.narrow.is_some() && address.bits.is_some() {
-                self.bit_in_word(insn);
+            if let (Some(_), Some((bits, _))) = (address.narrow, address.bits) {
+                self.bit_in_word(bits)?;
             }
             if reads {
                 self.need_flags();
