@@ -83,6 +83,7 @@ impl Explorer {
             self.explore(source, &known, &mut insns)?;
         }
         let mut region = self.divide(source.graph, insns)?;
+        region.mode = source.mode;
         region.solve();
         Some(region)
     }
