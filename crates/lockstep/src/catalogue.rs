@@ -99,7 +99,9 @@ fn upsets_the_machine(code: Code) -> bool {
         || matches!(mnemonic, M::Sysexit | M::Sysexitq)
 }
 
-fn stores_x87_pointers(code: Code) -> bool {
+/// Whether it stores FOP, FIP and FDP, which not all tiers keep.
+#[must_use]
+pub fn stores_x87_pointers(code: Code) -> bool {
     use Mnemonic as M;
     matches!(
         code.mnemonic(),

@@ -1,6 +1,7 @@
 //! Runs cases on two lanes and compares them; on a difference finds the smallest case and says how to repeat it.
 
 use crate::case::{Case, Program};
+use crate::catalogue;
 use crate::differences::{Buffers, Differences, Options};
 use crate::lane::{Image, Lane, Outcome};
 use crate::log::Entry;
@@ -8,10 +9,13 @@ use crate::minimise::{minimise, shrink};
 use crate::mode::Mode;
 use crate::report::Report;
 use crate::sequence::Generator;
-use crate::tier::Tier;
+use crate::start::Start;
+use crate::tier::{Stepped, Tier};
 use crate::watchdog::Watchdog;
+use std::cell::Cell;
 use std::ops::AddAssign;
 use std::panic::resume_unwind;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
@@ -169,7 +173,24 @@ impl Session {
             return None;
         };
         let outcomes = self.execute(case, &program)?;
-        Some(self.compare(case.start.mode, outcomes))
+        let differences = self.compare(case.start.mode, outcomes);
+        let excused = !differences.0.is_empty()
+            && !self.generator.options().x87_pointers
+            && self.stores_x87_pointers(&program, &case.start);
+        (!excused).then_some(differences)
+    }
+
+    /// Whether an instruction is executed that stores what is not compared: code that changes itself may become one.
+    fn stores_x87_pointers(&self, program: &Program, start: &Start) -> bool {
+        let stored = Rc::new(Cell::new(false));
+        let seen = stored.clone();
+        let mut tier = Stepped::corrupted(move |instruction, _| {
+            seen.set(seen.get() || catalogue::stores_x87_pointers(instruction.code()));
+        });
+        let mut lane = Lane::new(self.image.clone());
+        lane.load(program, start);
+        lane.run(&mut tier, &self.runners[0].watchdog);
+        stored.get()
     }
 
     fn execute(&mut self, case: &Case, program: &Program) -> Option<[Outcome; 2]> {
