@@ -174,23 +174,23 @@ impl Session {
         };
         let outcomes = self.execute(case, &program)?;
         let differences = self.compare(case.start.mode, outcomes);
-        let excused = !differences.0.is_empty()
-            && !self.generator.options().x87_pointers
-            && self.stores_x87_pointers(&program, &case.start);
+        let excused = !differences.0.is_empty() && self.may_differ(&program, &case.start);
         (!excused).then_some(differences)
     }
 
-    /// Whether an instruction is executed that stores what is not compared: code that changes itself may become one.
-    fn stores_x87_pointers(&self, program: &Program, start: &Start) -> bool {
-        let stored = Rc::new(Cell::new(false));
-        let seen = stored.clone();
+    /// Whether an instruction is executed that is never generated because tiers may disagree about it: code that changes
+    /// itself, or is entered in the middle of an instruction, may become one.
+    fn may_differ(&self, program: &Program, start: &Start) -> bool {
+        let options = self.generator.options();
+        let found = Rc::new(Cell::new(false));
+        let seen = found.clone();
         let mut tier = Stepped::corrupted(move |instruction, _| {
-            seen.set(seen.get() || catalogue::stores_x87_pointers(instruction.code()));
+            seen.set(seen.get() || catalogue::may_differ(instruction.code(), options));
         });
         let mut lane = Lane::new(self.image.clone());
         lane.load(program, start);
         lane.run(&mut tier, &self.runners[0].watchdog);
-        stored.get()
+        found.get()
     }
 
     fn execute(&mut self, case: &Case, program: &Program) -> Option<[Outcome; 2]> {
@@ -254,11 +254,8 @@ impl Session {
     }
 
     /// The case that fails, and the earlier ones without which it does not: `case`, or one before it after which not all
-    /// memory was compared.
-    ///
-    /// # Errors
-    /// `case`, which does not fail again at all.
-    fn history(&mut self, generate: Generate, first: u64, case: Case) -> Result<(Case, Vec<u64>), Case> {
+    /// memory was compared. `None`: it does not fail again at all.
+    fn history(&mut self, generate: Generate, first: u64, case: &Case) -> Option<(Case, Vec<u64>)> {
         let available = case.seed.wrapping_sub(first).min(HISTORY);
         let mut count = 0;
         loop {
@@ -269,16 +266,16 @@ impl Session {
                     history.truncate(n);
                     Some(earlier)
                 }
-                None => self.differs(&case).then(|| case.clone()),
+                None => self.differs(case).then(|| case.clone()),
             };
             if let Some(case) = found {
                 let until = Instant::now() + EFFORT;
                 let fails = &mut |history: &[u64]| Instant::now() < until && self.fails(generate, history, &case);
                 let history = shrink(history, fails);
-                return Ok((case, history));
+                return Some((case, history));
             }
             if count >= available {
-                return Err(case);
+                return None;
             }
             count = (count * 4).clamp(1, available);
         }
@@ -296,14 +293,11 @@ impl Session {
     }
 
     fn shortest(&mut self, name: &str, generate: Generate, first: u64, case: Case, found: Differences) -> Report {
-        let (case, history) = match self.history(generate, first, case) {
-            Ok(found) => found,
-            Err(case) => {
-                let program = self.generator.assembler.assemble(&case).unwrap_or_default();
-                let earlier = HISTORY.min(case.seed.wrapping_sub(first));
-                let note = format!("it did not fail again, not even after {earlier} earlier cases");
-                return Report::new(name, first, &case, &program, found).note(note);
-            }
+        let Some((case, history)) = self.history(generate, first, &case) else {
+            let program = self.generator.assembler.assemble(&case).unwrap_or_default();
+            let earlier = HISTORY.min(case.seed.wrapping_sub(first));
+            let note = format!("it did not fail again, not even after {earlier} earlier cases");
+            return Report::new(name, first, &case, &program, found).note(note);
         };
         let until = Instant::now() + EFFORT;
         let small = minimise(case, &mut |case| Instant::now() < until && self.fails(generate, &history, case));
