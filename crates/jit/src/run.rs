@@ -31,7 +31,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { cache: 128 << 20, threshold: 16 }
+        Self { cache: 256 << 20, threshold: 16 }
     }
 }
 
