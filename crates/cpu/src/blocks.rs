@@ -9,8 +9,8 @@ use crate::op::Op;
 use crate::state::CodeSize;
 use memory::mmu::FetchPage;
 use memory::{Gva, Hva};
+use rustc_hash::FxHashMap;
 use std::cell::Cell;
-use std::collections::HashMap;
 use x86::{Exception, PAGE_SIZE};
 
 /// Slots of the direct-mapped table in front of the map: a power of two.
@@ -114,10 +114,10 @@ pub enum Found {
 pub struct BlockCache {
     blocks: Vec<Block>,
     free: Vec<usize>,
-    map: HashMap<Key, usize>,
-    pages: HashMap<Hva, Vec<usize>>,
+    map: FxHashMap<Key, usize>,
+    pages: FxHashMap<Hva, Vec<usize>>,
     /// The second host page of blocks that cross pages.
-    seconds: HashMap<usize, Hva>,
+    seconds: FxHashMap<usize, Hva>,
     /// By *virtual* address, so that the look-up need not wait for the translation; block numbers, which are right if
     /// the block's key is. Never blocks that cross pages.
     front: Box<[u32; FRONT]>,
@@ -132,9 +132,9 @@ impl Default for BlockCache {
         Self {
             blocks: vec![Block::default()],
             free: Vec::new(),
-            map: HashMap::new(),
-            pages: HashMap::new(),
-            seconds: HashMap::new(),
+            map: FxHashMap::default(),
+            pages: FxHashMap::default(),
+            seconds: FxHashMap::default(),
             front: Box::new([0; FRONT]),
             ops: 0,
             decoded: 0,

@@ -25,7 +25,7 @@ use crate::translate::{Door, Made, Translator};
 use cpu::cpuid::Model;
 use host::code::CodeBuffer;
 use memory::{Gva, Hva, Mmu};
-use std::collections::{HashMap, HashSet};
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
 use std::time::Instant;
 use x86::PAGE_OFFSET;
@@ -78,9 +78,9 @@ pub struct Cache {
     pub sites: Sites,
     /// What was counted.
     pub stats: Stats,
-    pages: HashMap<Hva, Box<Page>>,
+    pages: FxHashMap<Hva, Box<Page>>,
     /// For each segment the pages whose oldest code is there; perhaps others, too.
-    oldest: Vec<HashSet<Hva>>,
+    oldest: Vec<FxHashSet<Hva>>,
     /// The segment that is written.
     current: usize,
     /// All have been written, so that the next one must be emptied.
@@ -118,14 +118,14 @@ struct Page {
     /// For each mode its blocks.
     graphs: Vec<(Mode, Graph)>,
     /// Careful code by where it begins.
-    careful: HashMap<Key, Careful>,
+    careful: FxHashMap<Key, Careful>,
     /// At which places instructions were translated.
     starts: Places,
 }
 
 impl Page {
     fn new(oldest: usize) -> Self {
-        let (doors, beyond, graphs, careful) = (Vec::new(), Vec::new(), Vec::new(), HashMap::new());
+        let (doors, beyond, graphs, careful) = (Vec::new(), Vec::new(), Vec::new(), FxHashMap::default());
         Self { oldest, doors, beyond, graphs, careful, starts: Places::NONE }
     }
 
@@ -179,8 +179,8 @@ impl Cache {
             thunks: Thunks::default(),
             sites: Sites::new(segments),
             stats: Stats::default(),
-            pages: HashMap::new(),
-            oldest: vec![HashSet::new(); segments],
+            pages: FxHashMap::default(),
+            oldest: vec![FxHashSet::default(); segments],
             current: 0,
             full: false,
             first: 0,
@@ -405,9 +405,15 @@ impl Cache {
         if let (Reason::Access, Kind::Access { size, write, .. }) = (reason, *kind) {
             return Some(Slow::of(mmu, gva, size.into(), write));
         }
-        let (mnemonic, class) = self.sites.named(number)?;
-        self.stats.left(reason, mnemonic, class);
+        self.count(reason, number);
         None
+    }
+
+    /// Counts that site `number` was left for `reason`.
+    pub fn count(&mut self, reason: Reason, number: u32) {
+        if let Some((mnemonic, class)) = self.sites.named(number) {
+            self.stats.left(reason, mnemonic, class);
+        }
     }
 
     /// Drops what was translated from the host page `page`, which was overwritten.
@@ -439,7 +445,7 @@ impl Cache {
     /// Drops everything. Takes its time.
     pub fn clear(&mut self) {
         self.pages.clear();
-        self.oldest.iter_mut().for_each(HashSet::clear);
+        self.oldest.iter_mut().for_each(FxHashSet::clear);
         self.frame.forget_jumps();
         self.sites = Sites::new(self.oldest.len());
         (self.current, self.full) = (0, false);

@@ -85,7 +85,7 @@ pub struct Frame {
     /// For the length of a thunk.
     pub saved: u64,
     /// General registers during a call into Rust.
-    pub kept: [u64; 7],
+    pub kept: [u64; 5],
     /// How many elements of a string are left.
     pub left: u64,
     /// Where to go on behind a site.

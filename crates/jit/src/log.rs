@@ -251,9 +251,9 @@ impl Names {
             name(at, thunk);
         }
         let fields = [
-            (offset_of!(Frame, homes), "r13"),
-            (offset_of!(Frame, homes) + 8, "r14"),
-            (offset_of!(Frame, homes) + 16, "r15"),
+            (offset_of!(Frame, homes), "r9"),
+            (offset_of!(Frame, homes) + 8, "r10"),
+            (offset_of!(Frame, homes) + 16, "r11"),
             (offset_of!(Frame, base), "page"),
             (offset_of!(Frame, flags), "flags"),
             (offset_of!(Frame, poll), "poll"),

@@ -72,8 +72,14 @@ impl Jit {
     pub fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Exit {
         cpu.signals.set_kick(self.cache.frame.clone());
         interpreter.overwritten.get_or_insert_default();
-        // The thread may be another one.
+        // The thread may be another one, and the vCPU elsewhere.
         self.table = 0;
+        let frame = self.frame();
+        frame.registers = cpu.regs.as_mut_ptr().addr() as u64;
+        frame.requests = std::ptr::from_ref(cpu.signals.word()).addr() as u64;
+        frame.vector = (&raw mut cpu.vector).addr() as u64;
+        frame.overwritten = std::ptr::from_ref(cpu.mmu.code_modified_flag()).addr() as u64;
+        frame.time = crate::thunks::TIME as usize as u64;
         cpu.run_with(interpreter, self)
     }
 
@@ -110,11 +116,6 @@ impl Jit {
         f.gs = cpu.seg_base[GS];
         f.tlb_mask = view.mask;
         f.address = cpu.rip() ^ stamp;
-        f.registers = cpu.regs.as_mut_ptr().addr() as u64;
-        f.requests = std::ptr::from_ref(cpu.signals.word()).addr() as u64;
-        f.vector = (&raw mut cpu.vector).addr() as u64;
-        f.overwritten = std::ptr::from_ref(cpu.mmu.code_modified_flag()).addr() as u64;
-        f.time = crate::thunks::TIME as usize as u64;
         let access = cpu.system_flags.alignment_check();
         if cpu.cpl != 3 {
             f.tables = cpu.mmu.supervisor_views();
@@ -417,6 +418,16 @@ impl Tier for Jit {
                 way = Way::Find;
                 continue;
             }
+            if reason == Reason::Jump {
+                let frame = self.frame();
+                let target = frame.address ^ frame.stamp;
+                self.cache.count(reason, number);
+                if x86::is_canonical(target, cpu.mmu.virtual_bits()) {
+                    cpu.regs[RIP] = target;
+                    way = Way::Find;
+                    continue;
+                }
+            }
             let Some(site) = self.cache.sites.get(number).copied() else {
                 unreachable!("translated code was left at a place that is no site: {reason:?} {number}");
             };
@@ -428,15 +439,7 @@ impl Tier for Jit {
                 continue;
             }
             if let Kind::Jump { pops } = site.kind {
-                let frame = self.frame();
-                let target = frame.address ^ frame.stamp;
-                self.cache.leave(&cpu.mmu, reason, number, &site.kind, Gva(target));
-                if x86::is_canonical(target, cpu.mmu.virtual_bits()) {
-                    cpu.regs[RSP] = cpu.regs[RSP].wrapping_add_signed(pops.into());
-                    cpu.regs[RIP] = target;
-                    way = Way::Find;
-                    continue;
-                }
+                cpu.regs[RSP] = cpu.regs[RSP].wrapping_sub(i64::from(pops).cast_unsigned());
             }
             self.arrive(cpu, &site);
             if site.kind == Kind::Poll {

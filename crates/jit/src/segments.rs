@@ -21,7 +21,7 @@ pub fn count(bytes: usize) -> usize {
 
 /// Offset of the part of segment `segment` that is rarely run: it takes a third.
 fn middle(segment: usize) -> usize {
-    segment * BYTES + (BYTES / 3 * 2 & !4095)
+    segment * BYTES + (BYTES / 3 * 2).next_multiple_of(4096)
 }
 
 /// Offsets of the two parts of segment `segment`.

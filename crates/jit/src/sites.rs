@@ -6,7 +6,7 @@ use crate::region::{Future, Region};
 use crate::segments;
 use cpu::op::Op;
 use iced_x86::Mnemonic;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 
 /// Where the status flags are at a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub enum Kind {
     },
     /// A jump by the jump cache.
     Jump {
-        /// What it adds to RSP.
+        /// What it has added to RSP when it is left.
         pops: i32,
     },
     /// The first of a group of accesses, which checks for all of them.
@@ -121,7 +121,7 @@ struct Segment {
 #[derive(Debug, Default)]
 struct Recipes {
     all: Vec<Recipe>,
-    indices: HashMap<Recipe, u32>,
+    indices: FxHashMap<Recipe, u32>,
 }
 
 impl Sites {

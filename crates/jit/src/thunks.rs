@@ -34,7 +34,8 @@ pub enum Reason {
     Fault = 3,
     /// Code was entered that is no longer good.
     Stale = 4,
-    /// The site's jump is to be completed: `Frame::address` is its target's tag, which is not in the jump cache.
+    /// The site has jumped, and all that is left to do is to find code: `Frame::address` is its target's tag, which is not
+    /// in the jump cache. Unless the target is not canonical: then it has not.
     Jump = 5,
 }
 
@@ -225,19 +226,44 @@ const fn below(offset: usize) -> Mem {
     field(offset + 8)
 }
 
-/// VMOVUPS between YMM`i` and the vector state at T0; `opcode` says in which direction.
-fn vmovups(asm: &mut Asm, opcode: u8, i: u8) {
-    // VEX.256.0F.WIG with R inverted from the register, X inverted from none, B inverted from T0 = R14.
-    asm.raw(&[0xc4, (!i >> 3 & 1) << 7 | 1 << 6 | 1, 0x7c, opcode, 0x80 | (i & 7) << 3 | (T0 & 7)]);
-    asm.raw(&(offset_of!(VectorState, ymm) as i32 + 32 * i32::from(i)).to_le_bytes());
+/// A VEX instruction of map 0F without a prefix or with 66 (`pp`), 256 bits wide or 128, with vector register `reg` and
+/// the vector state's YMM register `ymm` at T0, of that its upper half if `upper`. A source in between is `reg` too.
+fn vex(asm: &mut Asm, opcode: u8, (pp, wide, nds): (u8, bool, bool), reg: u8, (ymm, upper): (u8, bool)) {
+    // R is inverted from the register, X from none, B from T0 = R10, vvvv from the source or from none.
+    let vvvv = if nds { !reg & 15 } else { 15 };
+    asm.raw(&[0xc4, (!reg >> 3 & 1) << 7 | 1 << 6 | 1, vvvv << 3 | u8::from(wide) << 2 | pp, opcode]);
+    asm.raw(&[0x80 | (reg & 7) << 3 | (T0 & 7)]);
+    let at = offset_of!(VectorState, ymm) as i32 + 32 * i32::from(ymm) + if upper { 16 } else { 0 };
+    asm.raw(&at.to_le_bytes());
 }
 
+/// VMOVUPS of YMM`i`, or of its lower half, which clears the upper one.
+fn vmovups(asm: &mut Asm, opcode: u8, i: u8, wide: bool) {
+    vex(asm, opcode, (0, wide, false), i, (i, false));
+}
+
+/// Upper halves that are zero are not loaded: where the processor does not know that they are, every SSE instruction
+/// depends on its destination's, and what native code does in parallel is done in sequence.
 fn load_vector(asm: &mut Asm) -> usize {
     let here = asm.here();
+    let (wide, loaded) = (asm.label(), asm.label());
     asm.load(T0, below(offset_of!(Frame, vector)));
-    for i in 0..16 {
-        vmovups(asm, 0x10, i);
+    // VMOVUPS XMM0, VPOR XMM0 with the other upper halves; VPTEST XMM0, XMM0.
+    vex(asm, 0x10, (0, false, false), 0, (0, true));
+    for i in 1..16 {
+        vex(asm, 0xeb, (1, false, true), 0, (i, true));
     }
+    asm.raw(&[0xc4, 0xe2, 0x79, 0x17, 0xc0]);
+    asm.jcc(Cond::NE, wide);
+    for i in 0..16 {
+        vmovups(asm, 0x10, i, false);
+    }
+    asm.jmp(loaded);
+    asm.bind(wide);
+    for i in 0..16 {
+        vmovups(asm, 0x10, i, true);
+    }
+    asm.bind(loaded);
     // LDMXCSR.
     asm.rm(false, &[0x0f, 0xae], 2, Mem::at(T0, offset_of!(VectorState, mxcsr) as i32));
     asm.store_imm32(below(offset_of!(Frame, vector_live)), 1);
@@ -249,7 +275,7 @@ fn store_vector(asm: &mut Asm) -> usize {
     let here = asm.here();
     asm.load(T0, below(offset_of!(Frame, vector)));
     for i in 0..16 {
-        vmovups(asm, 0x11, i);
+        vmovups(asm, 0x11, i, true);
     }
     // STMXCSR, then the host's own; VZEROUPPER.
     asm.rm(false, &[0x0f, 0xae], 3, Mem::at(T0, offset_of!(VectorState, mxcsr) as i32));

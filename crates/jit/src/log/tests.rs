@@ -34,7 +34,7 @@ fn guest_code_is_followed_by_its_host_code_and_names() {
         "region of 4 instructions, 8 bytes",
         "ffff800000000000.door",
         "add [rdi+8],eax",
-        "mov r15d,[rsp+slot0]",
+        "mov r11d,[rsp+slot0]",
         "ja near 000.miss",
         "jne short 0FFFF800000000007h",
         "ffff800000000007           ret",

@@ -2,7 +2,7 @@
 
 use crate::asm::{Asm, Cond, Mem, RAX, RCX, RDI, RDX, RSI, RSP, Reg};
 use crate::frame::Frame;
-use crate::regs::{T0, T1, field};
+use crate::regs::{STACK_POINTER, T0, T1, field};
 use cpu::Cpu;
 use std::mem::offset_of;
 
@@ -16,15 +16,14 @@ unsafe extern "sysv64" fn time(cpu: *const Cpu) -> u64 {
     unsafe { &*cpu }.tsc()
 }
 
-/// Registers that a called function may change, less those that RDTSC writes.
-const KEPT: [Reg; 7] = [RCX, RSI, RDI, 8, 9, 10, 11];
+/// Registers of the guest that a called function may change, less those that RDTSC writes.
+const KEPT: [Reg; 5] = [RCX, RSI, RDI, 8, STACK_POINTER];
 
 /// To be called: puts the time-stamp counter into EDX:EAX. Changes T0, T1 and flags.
 pub fn stamp(asm: &mut Asm, store_vector: usize, load_vector: usize) -> usize {
     let here = asm.here();
     let kept = |n: usize| field(offset_of!(Frame, kept) + 8 * n);
     let (bare, done) = (asm.label(), asm.label());
-    // The return address is kept where a called function leaves it alone.
     asm.pop(T1);
     for (n, register) in KEPT.into_iter().enumerate() {
         asm.store(kept(n), register);
@@ -50,7 +49,7 @@ pub fn stamp(asm: &mut Asm, store_vector: usize, load_vector: usize) -> usize {
     here
 }
 
-/// On the stack of who entered translated code.
+/// On the stack of who entered translated code. Keeps T1.
 fn call(asm: &mut Asm) {
     asm.load(RDI, field(offset_of!(Frame, registers)));
     asm.lea(RDI, Mem::at(RDI, -(offset_of!(Cpu, regs) as i32)));
@@ -58,7 +57,10 @@ fn call(asm: &mut Asm) {
     asm.mov(T0, RSP);
     asm.load(RSP, field(offset_of!(Frame, host_rsp)));
     asm.and_imm(RSP, -16);
+    asm.push(T0);
+    asm.push(T1);
     // CALL RAX.
     asm.raw(&[0xff, 0xd0]);
-    asm.mov(RSP, T0);
+    asm.pop(T1);
+    asm.pop(RSP);
 }

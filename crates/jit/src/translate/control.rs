@@ -195,7 +195,7 @@ impl Job<'_> {
     fn look_up(&mut self, offset: u16, following: u16, pops: i32) {
         let at = self.asm.label();
         let site = self.site(offset, following, Kind::Jump { pops });
-        self.cold.push(Cold::Jump { at, site });
+        self.cold.push(Cold::Jump { at, site, pops });
         self.find(at);
         self.move_stack(pops);
         self.asm.jmp_mem(jump(HOSTS));
@@ -211,7 +211,7 @@ impl Job<'_> {
         self.asm.jcc(Cond::NE, miss);
     }
 
-    fn move_stack(&mut self, by: i32) {
+    pub(super) fn move_stack(&mut self, by: i32) {
         if by != 0 {
             self.asm.lea(STACK_POINTER, Mem::at(STACK_POINTER, by));
         }

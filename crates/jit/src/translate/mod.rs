@@ -81,7 +81,7 @@ enum Cold {
     /// An instruction that is left to the interpreter.
     Interpret { at: Label, site: u32 },
     /// A jump whose target is not in the jump cache.
-    Jump { at: Label, site: u32 },
+    Jump { at: Label, site: u32, pops: i32 },
     /// A jump to code that was not translated.
     Direct { at: Label, site: u32 },
     /// A jump that must put the flags where its target expects them.
@@ -537,8 +537,9 @@ impl<'a> Job<'a> {
                     self.asm.bind(at);
                     self.go_out(site, self.thunks.interpret);
                 }
-                Cold::Jump { at, site } => {
+                Cold::Jump { at, site, pops } => {
                     self.asm.bind(at);
+                    self.move_stack(pops);
                     self.go_out(site, self.thunks.jump);
                 }
                 Cold::Direct { at, site } => {

@@ -148,8 +148,8 @@ impl Job<'_> {
         self.asm.load(T1, field(table + offset_of!(View, mask)));
         self.asm.store(field(offset_of!(Frame, tlb_mask)), T1);
         self.asm.load(T1, field(table + offset_of!(View, base)));
-        // WRGSBASE R15.
-        self.asm.raw(&[0xf3, 0x49, 0x0f, 0xae, 0xdf]);
+        // WRGSBASE T1.
+        self.asm.raw(&[0xf3, 0x49, 0x0f, 0xae, 0xd8 | (T1 & 7)]);
         self.asm.bind(same);
         self.resident = None;
     }
