@@ -342,7 +342,8 @@ impl Cpu {
     #[inline(never)]
     fn poll(&mut self) -> Result<bool, TripleFault> {
         loop {
-            let blocked = self.shadow != Shadow::None;
+            // A trap of the instruction before comes first (APM vol. 2, 8.5).
+            let blocked = self.shadow != Shadow::None || self.careful && self.debug_pending != 0;
             let raised = self.signals.raised() & self.poll_mask();
             if raised & Signals::STOP != 0 {
                 return Ok(false);

@@ -2,29 +2,29 @@
 //!
 //! Shared anonymous memory, mapped twice: code is written through one view and executed through the other. The whole
 //! range is reserved at once and its pages come as they are written, so a small program costs a few pages and a pointer
-//! into the executable view stays good until [`CodeBuffer::clear`]. (Not a memfd: Linux `perf` looks for names of
+//! into the executable view stays good until [`CodeBuffer::seek`]. (Not a memfd: Linux `perf` looks for names of
 //! generated code only where memory is anonymous.)
 
 use crate::{Error, signal};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, MremapFlags, ProtFlags, mmap_anonymous, mprotect, mremap, munmap};
 use std::ffi::c_void;
+use std::ops::Range;
 use std::ptr::{NonNull, null_mut};
 
 /// Code starts at multiples of this, so that a short stub touches as few cache lines as it can.
 const ALIGN: usize = 32;
 
-/// A bounded region of executable memory. Translated code has two parts that grow apart from each other, so that what
-/// is rarely run takes no room between what often is.
+/// A bounded region of executable memory. Code is written to two places in it, so that what is rarely run takes no room
+/// between what often is.
 #[derive(Debug)]
 pub struct CodeBuffer {
     writable: Mapping,
     executable: Mapping,
-    used: usize,
-    /// Where the code begins that is rarely run.
-    middle: usize,
-    /// Where it ends.
-    cold: usize,
+    /// What is left of the place that is written.
+    hot: Range<usize>,
+    /// And of that for code that is rarely run.
+    cold: Range<usize>,
     /// Tells the signal handler that faults in the executable view are ours, as long as it lives.
     _region: signal::Region,
 }
@@ -32,18 +32,17 @@ pub struct CodeBuffer {
 impl CodeBuffer {
     /// Reserves `capacity` bytes, rounded up to pages, for stubs whose faults come back as a [`signal::Frame`] tells.
     pub fn new(capacity: usize) -> Result<Self, Error> {
-        Self::with_faults(capacity, capacity, signal::Kind::Stubs)
+        Self::with_faults(capacity, signal::Kind::Stubs)
     }
 
-    /// Reserves `capacity` bytes, rounded up to pages, for translated code, of which the first `hot` bytes are for what
-    /// is often run. While it runs RSP is the address of a [`signal::Landing`], which gets its faults.
-    pub fn translated(capacity: usize, hot: usize) -> Result<Self, Error> {
-        Self::with_faults(capacity, hot, signal::Kind::Translated)
+    /// Reserves `capacity` bytes, rounded up to pages, for translated code. While it runs RSP is the address of a
+    /// [`signal::Landing`], which gets its faults.
+    pub fn translated(capacity: usize) -> Result<Self, Error> {
+        Self::with_faults(capacity, signal::Kind::Translated)
     }
 
-    fn with_faults(capacity: usize, hot: usize, kind: signal::Kind) -> Result<Self, Error> {
+    fn with_faults(capacity: usize, kind: signal::Kind) -> Result<Self, Error> {
         let capacity = capacity.next_multiple_of(4096);
-        let middle = hot.next_multiple_of(4096).min(capacity);
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::NORESERVE);
         // SAFETY: a fresh mapping at an address of the kernel's choice; nothing else is affected.
         let writable = Mapping::new(unsafe { mmap_anonymous(null_mut(), capacity, protection, flags) }, capacity)?;
@@ -54,22 +53,22 @@ impl CodeBuffer {
         // SAFETY: the range was just mapped, and nobody else knows of it.
         unsafe { mprotect(executable.pointer.as_ptr().cast(), capacity, protection) }.map_err(refused)?;
         let region = signal::Region::new(executable.pointer.as_ptr().addr(), capacity, kind)?;
-        Ok(Self { writable, executable, used: 0, middle, cold: middle, _region: region })
+        Ok(Self { writable, executable, hot: 0..capacity, cold: capacity..capacity, _region: region })
     }
 
     /// Appends code and returns its offset; `None` when there is no room for it.
     pub fn append(&mut self, code: &[u8]) -> Option<usize> {
-        let start = self.used;
-        let end = start.checked_add(code.len()).filter(|&end| end <= self.middle)?;
+        let Range { start, end } = self.hot;
+        let used = start.checked_add(code.len()).filter(|&used| used <= end)?;
         self.write(start, code);
-        self.used = end.next_multiple_of(ALIGN).min(self.middle);
+        self.hot.start = used.next_multiple_of(ALIGN).min(end);
         Some(start)
     }
 
     /// The same for code that is rarely run.
     pub fn append_cold(&mut self, code: &[u8]) -> Option<usize> {
-        let start = self.cold;
-        self.cold = start.checked_add(code.len()).filter(|&end| end <= self.writable.len)?;
+        let Range { start, end } = self.cold;
+        self.cold.start = start.checked_add(code.len()).filter(|&used| used <= end)?;
         self.write(start, code);
         Some(start)
     }
@@ -81,12 +80,11 @@ impl CodeBuffer {
         unsafe { self.writable.pointer.add(start).copy_from_nonoverlapping(NonNull::from(code).cast(), code.len()) };
     }
 
-    /// Overwrites code at `offset`, all of it within what was appended. False: it is not, and nothing was written.
+    /// Overwrites code at `offset`. False: not all of it lies in the buffer, and nothing was written.
     ///
     /// Nothing may be running the bytes: the thread that does must be the one that calls this.
     pub fn patch(&mut self, offset: usize, code: &[u8]) -> bool {
-        let end = offset.checked_add(code.len());
-        let fits = end.is_some_and(|end| end <= self.used || (self.middle <= offset && end <= self.cold));
+        let fits = offset.checked_add(code.len()).is_some_and(|end| end <= self.writable.len);
         if fits {
             self.write(offset, code);
         }
@@ -99,30 +97,37 @@ impl CodeBuffer {
         self.writable.len
     }
 
-    /// Bytes that still fit in the fuller part of the two.
+    /// Bytes that still fit in each of the two places.
     #[must_use]
-    pub fn room(&self) -> usize {
-        (self.middle - self.used).min(self.writable.len - self.cold)
+    pub fn room(&self) -> [usize; 2] {
+        [self.hot.len(), self.cold.len()]
     }
 
-    /// Forgets all code. Nothing of it may run afterwards.
-    pub fn clear(&mut self) {
-        (self.used, self.cold) = (0, self.middle);
+    /// Goes on writing to `hot`, which begins where code may, and to `cold` what is rarely run. What was there may not run
+    /// any more.
+    pub fn seek(&mut self, hot: Range<usize>, cold: Range<usize>) {
+        (self.hot, self.cold) = (hot, cold);
         // Code that comes here next is written through another address than it is fetched from: a serializing
         // instruction must come in between (SDM vol. 3A, 10.1.3).
         let _ = crate::cpuid(0, 0);
     }
 
-    /// Bytes in use of what is not rarely run: where code comes next.
+    /// Forgets all code. Nothing of it may run afterwards.
+    pub fn clear(&mut self) {
+        let capacity = self.capacity();
+        self.seek(0..capacity, capacity..capacity);
+    }
+
+    /// Where code comes next that is not rarely run.
     #[must_use]
     pub fn used(&self) -> usize {
-        self.used
+        self.hot.start
     }
 
     /// Where code comes next that is rarely run.
     #[must_use]
     pub fn cold(&self) -> usize {
-        self.cold
+        self.cold.start
     }
 
     /// The executable view's first byte.
@@ -192,12 +197,15 @@ mod tests {
 
     #[test]
     fn code_that_is_rarely_run_lies_apart() {
-        let mut buffer = CodeBuffer::translated(3 * 4096, 4096).unwrap();
+        let mut buffer = CodeBuffer::translated(3 * 4096).unwrap();
+        buffer.seek(0..4096, 4096..3 * 4096);
         assert_eq!((buffer.append(&[1; 4000]), buffer.append_cold(&[2; 9])), (Some(0), Some(4096)));
         assert_eq!((buffer.append(&[1; 97]), buffer.append_cold(&[2; 4096])), (None, Some(4105)));
-        assert_eq!((buffer.used(), buffer.cold(), buffer.room()), (4000, 8201, 96));
-        assert!(buffer.patch(4104, &[3, 3]) && !buffer.patch(4094, &[3, 3]) && !buffer.patch(8200, &[3, 3]));
-        buffer.clear();
-        assert_eq!((buffer.used(), buffer.cold(), buffer.room()), (0, 4096, 4096));
+        assert_eq!((buffer.used(), buffer.cold(), buffer.room()), (4000, 8201, [96, 4087]));
+        assert!(buffer.patch(12_287, &[3]) && !buffer.patch(12_287, &[3, 3]));
+        buffer.seek(64..1000, 1000..1001);
+        assert_eq!((buffer.append(&[1]), buffer.append_cold(&[2; 2])), (Some(64), None));
+        // SAFETY: all was just written, and the buffer is alive.
+        unsafe { assert_eq!([63, 64, 4105, 12_287].map(|at| *buffer.start().add(at)), [1, 1, 2, 3]) };
     }
 }

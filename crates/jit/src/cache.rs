@@ -3,6 +3,12 @@
 //! Code is known by the host address of its page, the offset in it, and the mode it was translated for, so that all
 //! mappings of a page share it. When code in a page is overwritten all translations of the page go: whoever still
 //! enters them (through the jump cache) is turned away at the door.
+//!
+//! The code buffer is a ring of segments (`segments`), which are written one after the other. The one that is written next is emptied
+//! before: the pages that have code in it are dropped as if they had been overwritten, with what other segments hold of
+//! them, since jumps within a page are straight; and the jump cache forgets what leads there. So it is a page's oldest
+//! code that tells when it goes, and what has to be done at a time is as much as a segment holds, however large the
+//! buffer is.
 
 use crate::asm::Asm;
 use crate::classify::Mode;
@@ -11,6 +17,7 @@ use crate::graph::{Graph, Node, Places, Way};
 use crate::log::{self, Host};
 use crate::perf::Perf;
 use crate::region::{Explorer, Region, Source};
+use crate::segments;
 use crate::sites::{Kind, Sites};
 use crate::stats::{self, Inline, Slow, Stats};
 use crate::thunks::{Reason, Thunks};
@@ -18,19 +25,10 @@ use crate::translate::{Door, Made, Translator};
 use cpu::cpuid::Model;
 use host::code::CodeBuffer;
 use memory::{Gva, Hva, Mmu};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Bytes of code for each site's slot that there is room for: no site takes less code.
-const CODE_PER_SITE: usize = 16;
-/// Space to be left in the code buffer for a translation: more than the largest region takes.
-const MARGIN: usize = 256 << 10;
-
-/// How many of `bytes` of code memory are for code that is often run.
-fn hot_part(bytes: usize) -> usize {
-    (bytes / 3 * 2).next_multiple_of(4096)
-}
+use x86::PAGE_OFFSET;
 
 /// What identifies translated code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -42,6 +40,11 @@ impl Key {
     pub fn new(start: Hva, mode: Mode) -> Self {
         // No host address of user space uses the upper bits.
         Self(start.0 | mode.bits() << 56)
+    }
+
+    /// The page of the code.
+    fn page(self) -> Hva {
+        Hva(self.0 & ((1 << 47) - 1) & !PAGE_OFFSET)
     }
 }
 
@@ -75,8 +78,17 @@ pub struct Cache {
     pub sites: Sites,
     /// What was counted.
     pub stats: Stats,
-    doors: FxHashMap<Key, Door>,
-    pages: FxHashMap<Hva, Page>,
+    pages: FxHashMap<Hva, Box<Page>>,
+    /// For each segment the pages whose oldest code is there; perhaps others, too.
+    oldest: Vec<FxHashSet<Hva>>,
+    /// The segment that is written.
+    current: usize,
+    /// All have been written, so that the next one must be emptied.
+    full: bool,
+    /// Where shared code ends, which is in segment 0 and stays.
+    first: usize,
+    /// The graph of pages of which nothing is translated.
+    unknown: Graph,
     explorer: Explorer,
     translator: Translator,
     /// Whether translated code counts, see `stats`.
@@ -97,8 +109,12 @@ pub struct Careful {
 /// What was translated from a page.
 #[derive(Debug)]
 struct Page {
-    /// The doors.
-    keys: Vec<Key>,
+    /// The segment of its oldest code.
+    oldest: usize,
+    /// The doors, in the order of their keys.
+    doors: Vec<(Key, Door)>,
+    /// Doors of other pages to code that goes on in this one.
+    beyond: Vec<Key>,
     /// For each mode its blocks.
     graphs: Vec<(Mode, Graph)>,
     /// Careful code by where it begins.
@@ -107,15 +123,38 @@ struct Page {
     starts: Places,
 }
 
-impl Default for Page {
-    fn default() -> Self {
-        let (keys, graphs, careful) = (Vec::new(), Vec::new(), FxHashMap::default());
-        Self { keys, graphs, careful, starts: Places::NONE }
-    }
-}
-
 impl Page {
-    fn graph(&mut self, mode: Mode) -> &mut Graph {
+    fn new(oldest: usize) -> Self {
+        let (doors, beyond, graphs, careful) = (Vec::new(), Vec::new(), Vec::new(), FxHashMap::default());
+        Self { oldest, doors, beyond, graphs, careful, starts: Places::NONE }
+    }
+
+    fn door(&self, key: Key) -> Option<Door> {
+        let n = self.doors.binary_search_by_key(&key.0, |(key, _)| key.0).ok()?;
+        self.doors.get(n).map(|(_, door)| *door)
+    }
+
+    /// Adds a door; the one that was there before.
+    fn set_door(&mut self, key: Key, door: Door) -> Option<Door> {
+        match self.doors.binary_search_by_key(&key.0, |(key, _)| key.0) {
+            Ok(n) => self.doors.get_mut(n).map(|slot| std::mem::replace(&mut slot.1, door)),
+            Err(n) => {
+                self.doors.insert(n, (key, door));
+                None
+            }
+        }
+    }
+
+    fn remove_door(&mut self, key: Key) -> Option<Door> {
+        let n = self.doors.binary_search_by_key(&key.0, |(key, _)| key.0).ok()?;
+        Some(self.doors.remove(n).1)
+    }
+
+    fn graph(&self, mode: Mode) -> Option<&Graph> {
+        self.graphs.iter().find(|(of, _)| *of == mode).map(|(_, graph)| graph)
+    }
+
+    fn graph_mut(&mut self, mode: Mode) -> &mut Graph {
         let n = self.graphs.iter().position(|(of, _)| *of == mode).unwrap_or_else(|| {
             self.graphs.push((mode, Graph::default()));
             self.graphs.len() - 1
@@ -130,18 +169,22 @@ impl Cache {
     /// # Errors
     /// No memory.
     pub fn new(bytes: usize) -> Result<Self, host::Error> {
-        let bytes = bytes.max(4 * MARGIN);
+        let segments = segments::count(bytes);
         let counting = stats::counting();
-        let code = CodeBuffer::translated(bytes, hot_part(bytes))?;
-        let frame = FrameMemory::new(bytes / CODE_PER_SITE)?;
+        let code = CodeBuffer::translated(segments * segments::BYTES)?;
+        let frame = FrameMemory::new(segments * segments::SITES)?;
         let mut cache = Self {
             code,
             frame,
             thunks: Thunks::default(),
-            sites: Sites::new(hot_part(bytes)),
+            sites: Sites::new(segments),
             stats: Stats::default(),
-            doors: FxHashMap::default(),
             pages: FxHashMap::default(),
+            oldest: vec![FxHashSet::default(); segments],
+            current: 0,
+            full: false,
+            first: 0,
+            unknown: Graph::default(),
             explorer: Explorer::default(),
             translator: Translator::new(counting, log::enabled()),
             counting,
@@ -152,8 +195,11 @@ impl Cache {
     }
 
     fn prepare(&mut self) {
-        // There is room: the buffer is empty.
+        // There is room: the first segment is empty.
+        self.first = 0;
+        self.seek();
         self.thunks = Thunks::emit(&mut self.code, self.counting).unwrap_or_default();
+        self.first = self.code.used();
         let resume = self.host(self.thunks.fault);
         // SAFETY: no translated code runs, so that this thread alone uses the frame.
         let frame: &mut Frame = unsafe { &mut *self.frame.frame() };
@@ -190,13 +236,12 @@ impl Cache {
     /// The way into translated code.
     #[must_use]
     pub fn door(&self, key: Key) -> Option<Door> {
-        self.doors.get(&key).copied()
+        self.pages.get(&key.page())?.door(key)
     }
 
     /// Translates `code`, and gives the door to it. `known` tells which other places in the page have run. `None`: it
     /// cannot be.
     pub fn translate(&mut self, code: &Code<'_>, known: impl Fn(u16) -> bool) -> Option<(Region, Door)> {
-        self.make_room();
         let Code { page, second, gva, mode, .. } = *code;
         let (region, doors, nodes) = self.make(code, false, known)?;
         let mut own = None;
@@ -208,16 +253,16 @@ impl Cache {
                 own = Some(door);
             }
             // What is there already stays: it may be running, and others may jump to it.
-            if entry || !self.doors.contains_key(&key) {
-                if let Some(old) = self.doors.insert(key, door) {
+            if entry || self.door(key).is_none() {
+                if let Some(old) = self.page(page).set_door(key, door) {
                     self.turn_away(old);
                 }
-                for page in [Some(page), door.second].into_iter().flatten() {
-                    self.pages.entry(page).or_default().keys.push(key);
+                if let Some(second) = door.second {
+                    self.page(second).beyond.push(key);
                 }
             }
         }
-        let graph = self.pages.entry(page).or_default().graph(mode);
+        let graph = self.page(page).graph_mut(mode);
         for node in nodes {
             graph.insert(node);
         }
@@ -233,19 +278,20 @@ impl Cache {
         if let Some(made) = self.pages.get(&code.page).and_then(|page| page.careful.get(&key)) {
             return Some(*made);
         }
-        self.make_room();
         let (region, doors, nodes) = self.make(code, true, known)?;
         let own = doors.iter().find(|door| u64::from(door.offset) == code.gva.offset())?;
         let node = nodes.iter().find(|node| node.offset == own.offset);
         let made = Careful { inner: own.inner, way: node.and_then(|node| node.way).filter(|_| !region.crosses()) };
-        self.pages.entry(code.page).or_default().careful.insert(key, made);
+        self.page(code.page).careful.insert(key, made);
         Some(made)
     }
 
-    fn make_room(&mut self) {
-        if self.code.room() < MARGIN || self.sites.len() + MARGIN / CODE_PER_SITE > self.slots() {
-            self.clear();
-        }
+    /// What is known of `page`.
+    fn page(&mut self, page: Hva) -> &mut Page {
+        self.pages.entry(page).or_insert_with(|| {
+            self.oldest[self.current].insert(page);
+            Box::new(Page::new(self.current))
+        })
     }
 
     fn make(
@@ -254,29 +300,50 @@ impl Cache {
         careful: bool,
         known: impl Fn(u16) -> bool,
     ) -> Option<(Region, Vec<Door>, Vec<Node>)> {
+        match self.attempt(code, careful, &known) {
+            Err(Failed::Full) => {
+                self.advance();
+                self.attempt(code, careful, &known).ok()
+            }
+            made => made.ok(),
+        }
+    }
+
+    fn attempt(
+        &mut self,
+        code: &Code<'_>,
+        careful: bool,
+        known: &impl Fn(u16) -> bool,
+    ) -> Result<(Region, Vec<Door>, Vec<Node>), Failed> {
         let start = Instant::now();
         let Code { page, bytes, gva, model, mode, .. } = *code;
-        let offset = u16::try_from(gva.offset()).ok()?;
+        let offset = u16::try_from(gva.offset()).map_err(|_| Failed::Refused)?;
         let origins = [self.code.used(), self.code.cold()];
-        let Self { translator, explorer, thunks, sites, pages, .. } = self;
-        let graph = pages.entry(page).or_default().graph(mode);
+        let Self { translator, explorer, thunks, sites, pages, unknown, .. } = self;
+        let graph = pages.get(&page).and_then(|page| page.graph(mode)).unwrap_or(unknown);
         // Code that was translated as part of other code may only lack a door.
         let way = graph.way(offset).copied().filter(|_| !careful);
         let region = match way {
             Some(_) => Region::default(),
-            None => explorer.region(&Source { bytes, model, mode, graph }, offset, known)?,
+            None => explorer.region(&Source { bytes, model, mode, graph }, offset, known).ok_or(Failed::Refused)?,
         };
+        let before = sites.len();
         let made = match &way {
             Some(way) => translator.door((offset, way), origins, thunks, sites),
             None => translator.translate(&region, careful, origins, thunks, sites),
         };
-        let Made { code, doors, nodes, listing } = made.inspect_err(|_| self.stats.refused += 1).ok()?;
-        if self.counting {
-            self.sites.name(&region);
-        }
+        let Ok(Made { code, doors, nodes, listing }) = made else {
+            self.stats.refused += 1;
+            return Err(Failed::Refused);
+        };
         let [hot, cold] = code;
-        self.code.append(hot)?;
-        self.code.append_cold(cold)?;
+        if sites.is_overfull() || self.code.append(hot).is_none() || self.code.append_cold(cold).is_none() {
+            sites.truncate(before, origins);
+            return Err(Failed::Full);
+        }
+        if self.counting {
+            sites.name(&region);
+        }
         self.stats.time += start.elapsed();
         let base = self.code.start().addr() as u64;
         if let Some(perf) = &self.perf {
@@ -286,18 +353,42 @@ impl Cache {
         self.stats.cold_code += cold.len() as u64;
         let host = Host { code, origins, base, thunks: &self.thunks };
         log::region(&region, gva.page().0, listing, &host);
-        let starts = &mut self.pages.entry(page).or_default().starts;
-        for insn in region.all() {
-            self.stats.instructions += 1;
-            self.stats.guest_bytes += insn.i.len() as u64;
-            self.stats.distinct += u64::from(starts.insert(insn.offset));
-        }
+        let starts = &mut self.page(page).starts;
+        let distinct = region.all().iter().filter(|insn| starts.insert(insn.offset)).count();
+        self.stats.distinct += distinct as u64;
+        self.stats.instructions += region.all().len() as u64;
+        self.stats.guest_bytes += region.all().iter().map(|insn| insn.i.len() as u64).sum::<u64>();
         self.stats.regions += 1;
-        Some((region, doors, nodes))
+        Ok((region, doors, nodes))
     }
 
-    fn slots(&self) -> usize {
-        self.code.capacity() / CODE_PER_SITE
+    /// Goes on with the next segment, from which everything is dropped.
+    fn advance(&mut self) {
+        let start = Instant::now();
+        self.current = (self.current + 1) % self.oldest.len();
+        self.full |= self.current == 0;
+        self.sites.begin(self.current);
+        if self.full {
+            // All other segments were written after this one, so that no page has older code than it has here, and this
+            // segment's list has all pages that have code here. By their doors it is not reached any more then, nor from
+            // code of other pages, which look into the jump cache. Nothing else keeps the place of code from one
+            // translation to another.
+            for page in std::mem::take(&mut self.oldest[self.current]) {
+                if self.pages.get(&page).is_some_and(|known| known.oldest == self.current) {
+                    self.remove(page);
+                }
+            }
+            let begin = self.host(self.current * segments::BYTES);
+            self.frame.forget_jumps_to(begin..begin + segments::BYTES as u64);
+            self.stats.made_room(start.elapsed());
+        }
+        self.seek();
+    }
+
+    /// Lets code be written to the current segment, which is empty.
+    fn seek(&mut self) {
+        let [hot, cold] = segments::parts(self.current);
+        self.code.seek(hot.start.max(self.first)..hot.end, cold);
     }
 
     /// Makes the jump at `patch` go straight to `target`, both offsets in the code buffer.
@@ -325,13 +416,20 @@ impl Cache {
         }
     }
 
-    /// Drops what was translated from the host page `page`.
+    /// Drops what was translated from the host page `page`, which was overwritten.
     pub fn drop_page(&mut self, page: Hva) {
-        for key in self.pages.remove(&page).unwrap_or_default().keys {
-            if let Some(door) = self.doors.remove(&key) {
-                self.turn_away(door);
-            }
+        self.stats.dropped += self.remove(page);
+    }
+
+    /// Drops what was translated from `page`. How many doors that were.
+    fn remove(&mut self, page: Hva) -> u64 {
+        let Some(Page { doors, beyond, .. }) = self.pages.remove(&page).map(|page| *page) else { return 0 };
+        let beyond = beyond.into_iter().filter_map(|key| self.pages.get_mut(&key.page())?.remove_door(key));
+        let doors: Vec<Door> = doors.into_iter().map(|(_, door)| door).chain(beyond).collect();
+        for door in &doors {
+            self.turn_away(*door);
         }
+        doors.len() as u64
     }
 
     /// Lets who enters by `door`, known from the jump cache, look for other code.
@@ -342,19 +440,25 @@ impl Cache {
         if let Some((bytes, _)) = asm.finish() {
             self.code.patch(door.outer as usize, bytes);
         }
-        self.stats.dropped += 1;
     }
 
-    /// Drops everything.
+    /// Drops everything. Takes its time.
     pub fn clear(&mut self) {
-        self.doors.clear();
         self.pages.clear();
-        self.sites = Sites::new(hot_part(self.code.capacity()));
+        self.oldest.iter_mut().for_each(FxHashSet::clear);
         self.frame.forget_jumps();
-        self.code.clear();
-        self.stats.flushes += 1;
+        self.sites = Sites::new(self.oldest.len());
+        (self.current, self.full) = (0, false);
         self.prepare();
     }
+}
+
+/// Why there is no translation.
+enum Failed {
+    /// It cannot be.
+    Refused,
+    /// It has no room in the rest of the segment.
+    Full,
 }
 
 #[cfg(test)]

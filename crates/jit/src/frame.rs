@@ -13,6 +13,7 @@ use cpu::hooks::Kick;
 use host::signal::Landing;
 use memory::tlb::View;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -187,8 +188,17 @@ impl FrameMemory {
 
     /// Empties the jump cache.
     pub fn forget_jumps(&self) {
+        self.forget_jumps_to(0..u64::MAX);
+    }
+
+    /// Takes out of the jump cache what leads to code at `hosts`.
+    pub fn forget_jumps_to(&self, hosts: Range<u64>) {
         for i in 0..JUMPS as u64 {
-            self.forget(i << 1);
+            // SAFETY: as above.
+            let [tag, host] = unsafe { &mut *self.jump(i << 1) };
+            if *tag != NO_TAG && hosts.contains(host) {
+                *tag = NO_TAG;
+            }
         }
     }
 
@@ -256,8 +266,11 @@ mod tests {
         assert_eq!(frame.find(0x1235, 7 << 40), None, "neighbours share an entry");
         frame.insert(2 * JUMPS as u64, 0, 1);
         assert_eq!(frame.find(2 * JUMPS as u64, 0), None, "entry 0 stays empty");
+        frame.insert(0x1236, 7 << 40, 100);
+        frame.forget_jumps_to(99..100);
+        assert_eq!([0x1234, 0x1236].map(|address| frame.find(address, 7 << 40)), [None, Some(100)]);
         frame.forget_jumps();
-        assert_eq!(frame.find(0x1234, 7 << 40), None);
+        assert_eq!(frame.find(0x1236, 7 << 40), None);
     }
 
     #[test]

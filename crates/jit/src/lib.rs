@@ -17,6 +17,7 @@ pub mod perf;
 pub mod region;
 pub mod regs;
 pub mod run;
+pub mod segments;
 pub mod sites;
 pub mod stats;
 pub mod thunks;

@@ -131,7 +131,14 @@ impl Insn {
             future.soon = false;
         }
         future.seen |= self.faults;
+        // It may fault when it has already changed registers, so no recipe tells what the flags are then.
+        future.needed |= self.repeats();
         future
+    }
+
+    /// Whether it is a string instruction that works on many elements, and can be interrupted between them.
+    fn repeats(&self) -> bool {
+        self.class == Class::String && (self.i.has_rep_prefix() || self.i.has_repne_prefix())
     }
 }
 

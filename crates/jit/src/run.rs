@@ -33,7 +33,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { cache: 128 << 20, threshold: 16 }
+        Self { cache: 256 << 20, threshold: 16 }
     }
 }
 
@@ -302,7 +302,10 @@ impl Jit {
         // Perhaps the TLB only lacks the page. What other accesses have found there stays right: a fill drops no
         // translation, it only pushes one out.
         let origin = cpu.origin();
+        // An x87 exception that is pending comes before any access.
+        let pending = site.units.x87 && cpu.vector.x87_pending();
         let entry = match site.kind {
+            _ if pending => None,
             Kind::Access { size, write, ahead } if aligned(address, ahead) => {
                 cpu.mmu.refill(origin, address, size.into(), write)
             }

@@ -137,8 +137,12 @@ pub struct Stats {
     pub refused: u64,
     /// Ways into code that was overwritten.
     pub dropped: u64,
-    /// Times that everything was dropped for want of room.
+    /// Times that the oldest code was dropped for want of room.
     pub flushes: u64,
+    /// Time that took.
+    pub flushing: Duration,
+    /// The longest time that it took at once.
+    pub stall: Duration,
     /// Jumps made straight.
     pub links: u64,
     /// Times that translated code was entered.
@@ -174,6 +178,13 @@ impl Stats {
             (_, Class::JmpIndirect | Class::CallIndirect) => self.jumps.add(mnemonic),
             _ => self.interpreted.add(mnemonic),
         }
+    }
+
+    /// Counts that the oldest code was dropped for want of room, which took `time`.
+    pub fn made_room(&mut self, time: Duration) {
+        self.flushes += 1;
+        self.flushing += time;
+        self.stall = self.stall.max(time);
     }
 
     /// Counts an access that is left to the interpreter.
@@ -218,13 +229,15 @@ impl fmt::Display for Stats {
         let bytes = |bytes: u64| format!("{:.1} a guest instruction", ratio(bytes, self.instructions));
         line("bytes of host code", self.code, &bytes(self.code))?;
         line("  rarely run", self.cold_code, &bytes(self.cold_code))?;
-        let nanoseconds = u64::try_from(self.time.as_nanos()).unwrap_or(u64::MAX);
-        let time = format!("{:.0} ns a guest instruction", ratio(nanoseconds, self.instructions));
-        line("microseconds spent on it", nanoseconds / 1000, &time)?;
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let time = format!("{:.0} ns a guest instruction", 1000.0 * ratio(micros(self.time), self.instructions));
+        line("microseconds spent on it", micros(self.time), &time)?;
         line("regions refused", self.refused, "")?;
         line("jumps made straight", self.links, "")?;
         line("doors dropped, code overwritten", self.dropped, "")?;
-        line("flushes, code memory full or reset", self.flushes, "")?;
+        line("flushes of the oldest code, for room", self.flushes, "")?;
+        let stall = format!("at most {} at a time", micros(self.stall));
+        line("  microseconds spent on them", micros(self.flushing), &stall)?;
         line("blocks interpreted while cold", self.cold, "")?;
         line("translated code entered", self.entered, "")?;
         let missed = self.jumps.total();

@@ -99,6 +99,13 @@ fn upsets_the_machine(code: Code) -> bool {
         || matches!(mnemonic, M::Sysexit | M::Sysexitq)
 }
 
+/// Whether tiers that agree with each other, as far as `options` say that they are to, may disagree about it.
+#[must_use]
+pub fn may_differ(code: Code, options: Options) -> bool {
+    let random = matches!(code.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed);
+    random || stores_x87_pointers(code) && !options.x87_pointers
+}
+
 fn stores_x87_pointers(code: Code) -> bool {
     use Mnemonic as M;
     matches!(

@@ -100,6 +100,18 @@ impl Differences {
         }
     }
 
+    /// Compares the page-table entries whose accessed and dirty bits were clear.
+    pub fn compare_page_tables(&mut self, lanes: [&Lane; 2]) {
+        for &at in lanes[0].cold() {
+            let [a, b] = lanes.map(|lane| {
+                let mut entry = [0; 8];
+                lane.peek(at, &mut entry);
+                u64::from_le_bytes(entry)
+            });
+            self.add(format!("page-table entry at guest physical {at:#x}"), a, b);
+        }
+    }
+
     /// Compares what a guest in `mode` can write, and restores it. With `all` the rest is compared too.
     pub fn compare_memory(&mut self, lanes: [&Lane; 2], mode: Mode, image: &Image, buffers: &mut Buffers, all: bool) {
         let Buffers([a, b]) = buffers;

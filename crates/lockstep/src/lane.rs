@@ -275,6 +275,12 @@ impl Lane {
         }
     }
 
+    /// Guest physical addresses of the page-table entries whose accessed and dirty bits the case found clear.
+    #[must_use]
+    pub fn cold(&self) -> &[u64] {
+        &self.cold
+    }
+
     /// Reads RAM.
     ///
     /// # Panics

@@ -4,7 +4,7 @@ use cpu::Cpu;
 use cpu::exec::interrupt::TripleFault;
 use cpu::hooks::Signals;
 use cpu::run::{Exit, Interpreter};
-use cpu::state::{CodeSize, Shadow};
+use cpu::state::{CS, CodeSize, Shadow};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use jit::{Config, Jit};
 use memory::{Gpa, Gva};
@@ -113,14 +113,18 @@ impl fmt::Debug for Stepped {
 
 /// The instruction at RIP, if its page is there.
 fn decode(cpu: &Cpu) -> Option<Instruction> {
+    let (start, bits) = match cpu.code_size {
+        CodeSize::Bits64 => (cpu.rip(), 64),
+        CodeSize::Bits32 => (cpu.seg[CS].base.wrapping_add(cpu.rip()) & 0xffff_ffff, 32),
+        CodeSize::Bits16 => (cpu.seg[CS].base.wrapping_add(cpu.rip()) & 0xffff_ffff, 16),
+    };
     let mut bytes = [0; 15];
     let mut len = 0;
     for byte in &mut bytes {
-        let Some(gpa) = cpu.mmu.translate(Gva(cpu.rip().wrapping_add(len as u64))) else { break };
+        let Some(gpa) = cpu.mmu.translate(Gva(start.wrapping_add(len as u64))) else { break };
         cpu.mmu.map().read(Gpa(gpa.0), std::slice::from_mut(byte)).ok()?;
         len += 1;
     }
-    let bits = if cpu.code_size == CodeSize::Bits64 { 64 } else { 32 };
     let instruction = Decoder::with_ip(bits, &bytes[..len], cpu.rip(), DecoderOptions::NONE).decode();
     (!instruction.is_invalid()).then_some(instruction)
 }

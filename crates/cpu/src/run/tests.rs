@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 const HANDLER: u64 = 0x9000;
+const DEBUG_HANDLER: u64 = 0xa000;
 const STACK: u64 = 0x2_0000;
 
 /// Any port write stops the vCPU; interrupts with vector 40h, of which the first few have been withdrawn when they are
@@ -54,12 +55,18 @@ impl LocalApic for Outside {
 
 /// Runs `code` at 8000h with an interrupt pending until it writes to a port. All handlers do.
 fn run(code: &[u8], withdrawn: u32, signals: u32) -> Board {
+    run_from(code, withdrawn, signals, |_| {})
+}
+
+/// The same, from a state that `prepare` makes.
+fn run_from(code: &[u8], withdrawn: u32, signals: u32, prepare: impl FnOnce(&mut Cpu)) -> Board {
     let mut board = board("max");
     board.long_mode(0);
     board.system_tables();
     for vector in [2, 0x40] {
         board.gate(vector, CODE0, HANDLER, 0x8e, 0);
     }
+    board.gate(1, CODE0, DEBUG_HANDLER, 0x8e, 0);
     board.poke_bytes(HANDLER, &[0xe6, 0]);
     board.poke_bytes(0x8000, code);
     let cpu = &mut board.cpu;
@@ -69,6 +76,7 @@ fn run(code: &[u8], withdrawn: u32, signals: u32) -> Board {
     cpu.regs[RSP] = STACK;
     cpu.regs[RBX] = 0;
     cpu.signals.raise(signals);
+    prepare(cpu);
     let exit = cpu.run(&mut Interpreter::default());
     assert!(matches!(exit, Exit::Stopped), "{exit:?}");
     board
@@ -96,6 +104,19 @@ fn interrupts_wait_for_the_flag_and_the_shadow_behind_it() {
     // inc ebx; mov ss, ecx; inc ebx; inc ebx: IF is set, so the interrupt comes first.
     let board = run(&[0xfb, 0x8e, 0xd1, 0xff, 0xc3, 0xff, 0xc3, 0xe6, 0], 0, Signals::INTERRUPT);
     assert_eq!((interrupted(&board), board.cpu.regs[RBX]), (0x8005, 1), "MOV SS in the shadow of STI casts its own");
+}
+
+#[test]
+fn a_trap_of_the_instruction_before_comes_first() {
+    let trap = |cpu: &mut Cpu| {
+        // As SYSRET leaves it that sets TF.
+        cpu.set_rflags(0x100, 0x100);
+        cpu.debug_pending = crate::debug::DR6_BS;
+    };
+    let board = run_from(&[0x90], 0, Signals::NMI, trap);
+    assert_eq!(interrupted(&board), DEBUG_HANDLER);
+    let [rip, _, flags] = board.words(STACK - 5 * 8, 8);
+    assert_eq!((rip, flags), (0x8000, 0x102));
 }
 
 #[test]

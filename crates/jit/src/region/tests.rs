@@ -143,6 +143,25 @@ fn flags_that_are_overwritten_are_not_needed_but_may_be_seen() {
 }
 
 #[test]
+fn flags_are_kept_for_what_faults_half_way() {
+    let flags = |repeated: bool| {
+        let bytes = page(|a| {
+            a.test(rcx, rcx)?;
+            if repeated {
+                a.rep().stosd()?;
+            } else {
+                a.stosd()?;
+            }
+            a.cmp(rcx, rdx)?;
+            a.ret()
+        });
+        insn(&build(&bytes, |_| true), 0).after
+    };
+    assert!(flags(false).seen && !flags(false).needed);
+    assert!(flags(true).needed, "RCX will have changed");
+}
+
+#[test]
 fn flags_are_read_soon_unless_an_access_comes_between() {
     let program = |access: bool| {
         page(|a| {

@@ -35,6 +35,7 @@ impl Job<'_> {
         self.sites.covers(self.asm.here(), site);
         self.asm.load(T0, field(offset_of!(Frame, poll)));
         self.asm.load32(T0, Mem::at(T0, 0));
+        self.sites.uncover(self.asm.here());
     }
 
     /// Puts the flags where `to` expects them, and loads what else it needs.

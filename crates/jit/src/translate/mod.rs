@@ -378,6 +378,7 @@ impl<'a> Job<'a> {
             Class::System => self.system(n, insn)?,
             Class::Interpret | Class::Leaves => self.interpret(n, insn),
         }
+        self.sites.uncover(self.asm.here());
         let mut accesses = std::mem::take(&mut self.accesses);
         // Within a cluster groups would have to be checked again, since the interpreter may change the TLB.
         if !accesses.is_empty()

@@ -14,10 +14,6 @@ use std::mem::offset_of;
 
 impl Job<'_> {
     pub(super) fn string(&mut self, insn: &Insn) -> Result<(), Refused> {
-        if insn.effect.partly {
-            // A count of zero leaves the flags as they are.
-            self.keep_flags();
-        }
         self.lose_flags(insn);
         let site = self.site(insn.offset, insn.end(), Kind::Instruction);
         self.accesses.push(site);

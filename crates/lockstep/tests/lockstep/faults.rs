@@ -3,7 +3,7 @@
 use cpu::Cpu;
 use iced_x86::{ConditionCode, Instruction, Mnemonic};
 use lockstep::differences::Options;
-use lockstep::layout::{DATA_GPA, MMIO};
+use lockstep::layout::{DATA_GPA, IDT, MMIO};
 use lockstep::report::Report;
 use lockstep::sequence::Generator;
 use lockstep::session::{Make, Session, Settings};
@@ -61,6 +61,14 @@ fn a_wrong_byte_in_memory_is_found() {
         find(|| after(Mnemonic::Movsxd, |cpu| cpu.mmu.map().write(Gpa(DATA_GPA), &[0x77]).expect("RAM is there")));
     assert_eq!(report.code.len(), 1, "{report}");
     assert!(report.to_string().contains("memory at guest physical 0x20000"), "{report}");
+}
+
+#[test]
+fn a_wrong_byte_where_no_guest_can_write_is_traced_to_its_case() {
+    let report =
+        find(|| after(Mnemonic::Xadd, |cpu| cpu.mmu.map().write(Gpa(IDT + 0x800), &[1]).expect("RAM is there")));
+    assert_eq!(report.code.len(), 1, "{report}");
+    assert!(report.code[0].contains("xadd"), "{report}");
 }
 
 #[test]

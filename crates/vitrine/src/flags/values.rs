@@ -90,7 +90,7 @@ pub fn help(id: &str, value: &str) -> Option<String> {
         "accel" => (
             "Accelerators supported:",
             &[
-                ("jit", "the translator (default): cache=SIZE bounds its code (default 128M)"),
+                ("jit", "the translator (default): cache=SIZE bounds its code (default 256M)"),
                 ("interp", "the interpreter, the translator's reference"),
             ],
         ),
