@@ -369,7 +369,7 @@ fn stamp(cpu: &Cpu, mode: Mode) -> u64 {
 }
 
 impl Tier for Jit {
-    fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+    fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), Exit> {
         for page in interpreter.overwritten.iter_mut().flat_map(std::mem::take) {
             self.cache.drop_page(page);
         }
@@ -429,7 +429,7 @@ impl Tier for Jit {
                 }
             }
             let Some(site) = self.cache.sites.get(number).copied() else {
-                unreachable!("translated code was left at a place that is no site: {reason:?} {number}");
+                return Err(Exit::Bug(crate::bug::report(cpu, &self.cache, reason, number)));
             };
             if let Kind::Direct { target, patch: at } = site.kind {
                 self.cache.stats.exits += 1;
@@ -478,3 +478,6 @@ impl Tier for Jit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
