@@ -18,6 +18,14 @@ pub enum Exit {
     Stopped,
     /// A fault could not be delivered, nor the double fault that it became.
     TripleFault(TripleFault),
+    /// The tier has a bug, of which this is a report; the vCPU's state may be wrong.
+    Bug(String),
+}
+
+impl From<TripleFault> for Exit {
+    fn from(fault: TripleFault) -> Self {
+        Self::TripleFault(fault)
+    }
 }
 
 /// The interpreter of one vCPU: what it remembers between instructions that is no architectural state.
@@ -35,16 +43,16 @@ pub trait Tier {
     /// request, or a change of mode, segments, rights or flags.
     ///
     /// # Errors
-    /// The processor shut down.
-    fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), TripleFault>;
+    /// The processor shut down, or the tier cannot go on.
+    fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), Exit>;
 }
 
 /// The interpreter without another tier.
 struct Alone;
 
 impl Tier for Alone {
-    fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
-        cpu.run_blocks(interpreter)
+    fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), Exit> {
+        Ok(cpu.run_blocks(interpreter)?)
     }
 }
 
@@ -103,14 +111,14 @@ impl Cpu {
                 }
             }
             let result = if self.careful || self.shadow != Shadow::None {
-                self.step(interpreter)
+                self.step(interpreter).map_err(Exit::from)
             } else if self.watched {
-                self.run_blocks(interpreter)
+                self.run_blocks(interpreter).map_err(Exit::from)
             } else {
                 tier.run(self, interpreter)
             };
-            if let Err(fault) = result {
-                return Exit::TripleFault(fault);
+            if let Err(exit) = result {
+                return exit;
             }
         }
     }

@@ -130,6 +130,16 @@ impl CodeBuffer {
         self.cold.start
     }
 
+    /// What is there, as far as `range` lies in the buffer.
+    #[must_use]
+    pub fn bytes(&self, range: Range<usize>) -> &[u8] {
+        let Range { start, end } = range;
+        let end = end.min(self.capacity());
+        let start = start.min(end);
+        // SAFETY: the range lies in the mapping, which lives as long as the buffer; to write to it takes `&mut self`.
+        unsafe { std::slice::from_raw_parts(self.start().add(start), end - start) }
+    }
+
     /// The executable view's first byte.
     #[inline(always)]
     #[must_use]
@@ -178,11 +188,8 @@ mod tests {
         let first = buffer.append(&[1, 2, 3]).unwrap();
         let second = buffer.append(&[4]).unwrap();
         assert_eq!((first, second), (0, ALIGN));
-        // SAFETY: both offsets were just written, and the buffer is alive.
-        unsafe {
-            assert_eq!(*buffer.start().add(2), 3);
-            assert_eq!(*buffer.start().add(second), 4);
-        }
+        assert_eq!((buffer.bytes(0..3), buffer.bytes(second..second + 1)), (&[1, 2, 3][..], &[4][..]));
+        assert!(buffer.bytes(8190..9000).len() == 2 && buffer.bytes(9000..9001).is_empty());
     }
 
     #[test]
@@ -205,7 +212,6 @@ mod tests {
         assert!(buffer.patch(12_287, &[3]) && !buffer.patch(12_287, &[3, 3]));
         buffer.seek(64..1000, 1000..1001);
         assert_eq!((buffer.append(&[1]), buffer.append_cold(&[2; 2])), (Some(64), None));
-        // SAFETY: all was just written, and the buffer is alive.
-        unsafe { assert_eq!([63, 64, 4105, 12_287].map(|at| *buffer.start().add(at)), [1, 1, 2, 3]) };
+        assert_eq!([63, 64, 4105, 12_287].map(|at| buffer.bytes(at..at + 1)[0]), [1, 1, 2, 3]);
     }
 }

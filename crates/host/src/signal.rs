@@ -7,9 +7,9 @@
 //! stores them back. Everything the handler touches is the frame, the signal's own context and atomics, so it is
 //! async-signal-safe and knows nothing of threads.
 //!
-//! Translated code has no register to spare: while it runs RSP is the address of a [`Landing`], and its faults are
-//! noted there with the place where they happened; the code at `resume` saves the guest's registers, which the kernel
-//! restores as they were.
+//! Translated code has no register to spare: while it runs RSP is the address of a [`Landing`], or a little less in code
+//! that it has called, and its faults are noted there with the place where they happened; the code at `resume` saves the
+//! guest's registers, which the kernel restores as they were.
 //!
 //! Any other such signal goes to whoever handled it before, or kills the process as it would have done.
 //! The handler runs on the alternate stack that the standard library gives every thread.
@@ -36,7 +36,7 @@ pub(crate) struct Frame {
     pub host_mxcsr: u32,
 }
 
-/// Where a fault in translated code is noted: at RSP.
+/// Where a fault in translated code is noted: at RSP, or the first page behind it.
 #[derive(Debug)]
 #[repr(C)]
 pub struct Landing {
@@ -44,8 +44,26 @@ pub struct Landing {
     pub resume: u64,
     /// The address of the instruction that faulted.
     pub pc: u64,
+    /// The vector of the exception that the host raised, and above its eight bits the address of the last page fault:
+    /// one word, since all that comes behind this is reached by displacements that are better short.
+    pub fault: u64,
+}
+
+impl Landing {
+    /// Landings are at multiples of this.
+    pub const ALIGN: usize = 4096;
+
     /// The vector of the exception that the host raised.
-    pub vector: u64,
+    #[must_use]
+    pub fn vector(&self) -> u8 {
+        self.fault as u8
+    }
+
+    /// The address of the last page fault in this process.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.fault >> 8
+    }
 }
 
 /// What runs in a region of executable memory, which tells what becomes of its faults.
@@ -149,11 +167,15 @@ extern "C" fn handle(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
     let pc = registers[libc::REG_RIP as usize] as usize;
     let region = kind(pc);
     if region == Some(Kind::Translated) {
-        let landing = registers[libc::REG_RSP as usize] as usize as *mut Landing;
-        // SAFETY: in translated code RSP is the address of its landing, which lives as long as the code.
-        let landing = unsafe { &mut *landing };
+        let stack = registers[libc::REG_RSP as usize] as usize;
+        let at = stack.next_multiple_of(Landing::ALIGN);
+        // SAFETY: in translated code RSP is the address of its landing, which lives as long as the code, or less than a
+        // page below.
+        let landing = unsafe { &mut *(at as *mut Landing) };
         landing.pc = pc as u64;
-        landing.vector = registers[libc::REG_TRAPNO as usize].cast_unsigned();
+        let (vector, address) = (registers[libc::REG_TRAPNO as usize], registers[libc::REG_CR2 as usize]);
+        landing.fault = (vector & 0xff | address << 8).cast_unsigned();
+        registers[libc::REG_RSP as usize] = at as i64;
         registers[libc::REG_RIP as usize] = landing.resume.cast_signed();
         return;
     }

@@ -210,11 +210,7 @@ impl Cache {
 
     /// Has `perf` told where code is, from now on.
     pub fn record(&mut self, perf: Arc<Perf>) {
-        let start = self.code.start();
-        // SAFETY: the first `used` bytes of the view were written when the code was appended, and stay while the buffer
-        // lives; whoever could change them needs `&mut self`.
-        let thunks = unsafe { std::slice::from_raw_parts(start, self.code.used()) };
-        perf.shared(start.addr() as u64, thunks);
+        perf.shared(self.host(0), self.code.bytes(0..self.first));
         self.perf = Some(perf);
     }
 
@@ -414,6 +410,14 @@ impl Cache {
         if let Some((mnemonic, class)) = self.sites.named(number) {
             self.stats.left(reason, mnemonic, class);
         }
+    }
+
+    /// Where in its page the block begins whose host code is the last before `offset` in the code buffer.
+    #[must_use]
+    pub fn block(&self, offset: usize) -> Option<u16> {
+        let nodes = self.pages.values().flat_map(|page| &page.graphs).flat_map(|(_, graph)| graph.nodes());
+        let ways = nodes.filter_map(|node| Some((node.way?.place as usize, node.offset)));
+        ways.filter(|(place, _)| *place <= offset).max().map(|(_, offset)| offset)
     }
 
     /// Drops what was translated from the host page `page`, which was overwritten.

@@ -116,7 +116,7 @@ pub const HOSTS: usize = TAGS + 8;
 /// Distance of the sites' slots from the frame: four bytes each.
 pub const SLOTS: usize = TAGS + JUMPS * 16;
 
-const _: () = assert!(size_of::<Frame>() <= TAGS);
+const _: () = assert!(size_of::<Frame>() <= TAGS && STACK.is_multiple_of(Landing::ALIGN));
 
 /// A tag that no look-up finds: entry 0 is never used, and this is not an address whose entry is another.
 const NO_TAG: u64 = 0;

@@ -57,6 +57,12 @@ impl Graph {
         self.nodes.get(n)
     }
 
+    /// All blocks, in the order of their places.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
     /// The way into the block at `offset`.
     #[must_use]
     pub fn way(&self, offset: u16) -> Option<&Way> {

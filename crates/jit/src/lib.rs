@@ -6,6 +6,7 @@
 //! ordinary, is left to the interpreter, which finds the vCPU complete ([`run`]).
 
 pub mod asm;
+pub mod bug;
 pub mod cache;
 pub mod classify;
 pub mod flags;

@@ -413,7 +413,7 @@ fn second_page(cpu: &Cpu, gva: Gva) -> Option<Hva> {
 }
 
 impl Tier for Jit {
-    fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+    fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), Exit> {
         for page in interpreter.overwritten.iter_mut().flat_map(std::mem::take) {
             self.cache.drop_page(page);
         }
@@ -474,7 +474,7 @@ impl Tier for Jit {
                 }
             }
             let Some(site) = self.cache.sites.get(number).copied() else {
-                unreachable!("translated code was left at a place that is no site: {reason:?} {number}");
+                return Err(Exit::Bug(crate::bug::report(cpu, &self.cache, reason, number)));
             };
             if let Kind::Direct { target, patch: at } = site.kind {
                 self.cache.stats.exits += 1;
@@ -523,3 +523,6 @@ impl Tier for Jit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

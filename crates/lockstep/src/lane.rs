@@ -265,10 +265,14 @@ impl Lane {
     }
 
     /// Runs what was loaded to its end.
+    ///
+    /// # Panics
+    /// The tier finds that it has a bug.
     pub fn run(&mut self, tier: &mut dyn Tier, watchdog: &Watchdog) -> Outcome {
         let guard = watchdog.watch(&self.cpu.signals);
         match tier.run(&mut self.cpu) {
             Exit::TripleFault(fault) => Outcome::Shutdown(fault),
+            Exit::Bug(report) => panic!("{report}"),
             Exit::Stopped if self.control.ended() => Outcome::Ended,
             Exit::Stopped if guard.expired() => Outcome::Endless,
             Exit::Stopped => Outcome::Astray,

@@ -181,4 +181,7 @@ pub enum MachineError {
     /// The host starts no thread.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
+    /// Vitrine cannot go on; a report of why.
+    #[error("{0}\nplease report this, with what the guest was doing")]
+    Bug(String),
 }

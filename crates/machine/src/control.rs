@@ -48,6 +48,8 @@ pub enum Outcome {
 pub(crate) enum Request {
     Power(PowerRequest),
     TripleFault(Box<Crash>),
+    /// It cannot go on, for a bug of Vitrine's.
+    Bug(String),
 }
 
 /// What a vCPU finds at the gate.
@@ -179,6 +181,11 @@ impl Control {
     /// A vCPU's triple fault.
     pub(crate) fn triple_fault(&self, crash: Crash) {
         self.ask(Request::TripleFault(Box::new(crash)));
+    }
+
+    /// A bug that a vCPU has come to.
+    pub(crate) fn bug(&self, report: String) {
+        self.ask(Request::Bug(report));
     }
 
     fn ask(&self, request: Request) {

@@ -115,7 +115,7 @@ impl Machine {
     /// Runs the machine to its end.
     ///
     /// # Errors
-    /// The host starts no thread, or at a reset the kernel can no longer be loaded.
+    /// The host starts no thread, at a reset the kernel can no longer be loaded, or Vitrine has come to a bug of its own.
     ///
     /// # Panics
     /// When a thread of the machine has panicked, with its panic.
@@ -187,6 +187,7 @@ impl Machine {
                 Task::Act(Request::Power(PowerRequest::PowerOff)) if self.no_shutdown => self.control.keep_off(),
                 Task::Act(Request::Power(PowerRequest::PowerOff)) => return Ok(Outcome::PowerOff),
                 Task::Act(Request::Power(PowerRequest::Reset)) if self.no_reboot => return Ok(Outcome::Reset),
+                Task::Act(Request::Bug(report)) => return Err(MachineError::Bug(report)),
                 Task::Act(Request::TripleFault(crash)) if self.no_reboot => return Ok(Outcome::TripleFault(crash)),
                 Task::Act(request) => {
                     // A guest that crashes again and again at the same place is told of once.

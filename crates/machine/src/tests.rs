@@ -79,6 +79,20 @@ fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 #[test]
+fn a_bug_ends_the_machine_with_its_report() {
+    let image = image(|a| a.hlt());
+    let machine = Machine::new(config(&image)).unwrap();
+    let control = machine.control.clone();
+    let ended = std::thread::spawn(move || machine.run());
+    wait_until("the machine ends", || {
+        control.bug("wrong code".to_owned());
+        ended.is_finished()
+    });
+    let error = ended.join().unwrap().unwrap_err().to_string();
+    assert!(error.starts_with("wrong code\n"), "{error}");
+}
+
+#[test]
 fn the_debug_exit_ends_with_its_status() {
     let outcome = run(|a| {
         a.mov(edx, u32::from(EXIT))?;

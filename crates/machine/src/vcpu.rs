@@ -80,6 +80,7 @@ pub(crate) fn run(mut cpu: Cpu, mut engine: Engine, board: &Board, control: &Con
                 tracing::debug!(target: "cpu_reset", cause = crash.cause, "triple fault\n{}", crash.registers);
                 control.triple_fault(crash);
             }
+            Exit::Bug(report) => control.bug(format!("{report}\n{}", Registers::from(&cpu))),
         }
     }
 }

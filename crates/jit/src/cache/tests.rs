@@ -21,9 +21,7 @@ fn key(page: Hva, at: u64) -> Key {
 
 /// What code is at `offset`.
 fn code(cache: &Cache, offset: u32, bytes: usize) -> &[u8] {
-    assert!(offset as usize + bytes <= cache.code.capacity());
-    // SAFETY: the range is in the buffer, and is not written while the slice lives.
-    unsafe { std::slice::from_raw_parts(cache.code.start().add(offset as usize), bytes) }
+    cache.code.bytes(offset as usize..offset as usize + bytes)
 }
 
 #[test]
