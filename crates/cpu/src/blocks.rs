@@ -337,8 +337,9 @@ fn fetch_across(cpu: &mut Cpu, gva: Gva) -> Result<([u8; MAX_INSTRUCTION], usize
 impl Cpu {
     /// For a tier: the instruction at RIP, which it has translated, decoded. `None`: it cannot be had now.
     pub fn decode_one(&mut self) -> Option<Op> {
-        let (bytes, n, _) = fetch_across(self, Gva(self.rip())).ok()?;
-        decode::block(bytes.get(..n)?, CodeSize::Bits64, &self.model, 1).ops.pop()
+        let gva = self.code_address().ok()?;
+        let (bytes, n, _) = fetch_across(self, gva).ok()?;
+        decode::block(bytes.get(..n)?, self.code_size, &self.model, 1).ops.pop()
     }
 
     /// The linear address of the instruction at RIP. Errors: #GP(0) beyond the code segment's limit.

@@ -49,6 +49,7 @@ impl Cpu {
             seg: [Segment::default(); 6],
             seg_base: [0; 8],
             checked: true,
+            watched: false,
             cpl: 0,
             code_size: CodeSize::Bits16,
             shadow: Shadow::None,

@@ -37,10 +37,10 @@ pub struct Interpreter {
     pub overwritten: Option<Vec<Hva>>,
 }
 
-/// Something that runs 64-bit code faster than the interpreter, with whose help it does.
+/// Something that runs code faster than the interpreter, with whose help it does.
 pub trait Tier {
-    /// Runs the vCPU, which is in 64-bit mode with nothing pending, until something is to be looked at anew: a
-    /// request, or a change of mode, rights or flags.
+    /// Runs the vCPU, which has nothing pending and no access to be watched, until something is to be looked at anew: a
+    /// request, or a change of mode, segments, rights or flags.
     ///
     /// # Errors
     /// The processor shut down, or the tier cannot go on.
@@ -52,7 +52,7 @@ struct Alone;
 
 impl Tier for Alone {
     fn run(&mut self, cpu: &mut Cpu, interpreter: &mut Interpreter) -> Result<(), Exit> {
-        Ok(cpu.run_blocks::<true>(interpreter)?)
+        Ok(cpu.run_blocks(interpreter)?)
     }
 }
 
@@ -98,7 +98,7 @@ impl Cpu {
         self.run_with(interpreter, &mut Alone)
     }
 
-    /// As [`Cpu::run`], with 64-bit code left to `tier`.
+    /// As [`Cpu::run`], with code left to `tier`.
     pub fn run_with(&mut self, interpreter: &mut Interpreter, tier: &mut impl Tier) -> Exit {
         // Memory may have been written while the vCPU stood still.
         self.forget_modified(interpreter);
@@ -112,13 +112,10 @@ impl Cpu {
             }
             let result = if self.careful || self.shadow != Shadow::None {
                 self.step(interpreter).map_err(Exit::from)
-            } else if self.code_size == CodeSize::Bits64 && self.checked {
-                // Alignment checks and data breakpoints are the interpreter's.
-                self.run_blocks::<true>(interpreter).map_err(Exit::from)
-            } else if self.code_size == CodeSize::Bits64 {
-                tier.run(self, interpreter)
+            } else if self.watched {
+                self.run_blocks(interpreter).map_err(Exit::from)
             } else {
-                self.run_blocks::<false>(interpreter).map_err(Exit::from)
+                tier.run(self, interpreter)
             };
             if let Err(exit) = result {
                 return exit;
@@ -127,8 +124,17 @@ impl Cpu {
     }
 
     /// Runs blocks until a request is to be acted on, or something other than a near branch ended one: nothing else
-    /// changes what the loop around this looks at, nor how code is translated. `LONG`: in 64-bit mode.
-    fn run_blocks<const LONG: bool>(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+    /// changes what the loop around this looks at, nor how code is translated.
+    fn run_blocks(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+        if self.code_size == CodeSize::Bits64 {
+            self.run_blocks_in::<true>(interpreter)
+        } else {
+            self.run_blocks_in::<false>(interpreter)
+        }
+    }
+
+    /// `LONG`: in 64-bit mode.
+    fn run_blocks_in<const LONG: bool>(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
         let mask = self.poll_mask();
         let mut window = Window::default();
         let end = loop {
@@ -144,12 +150,7 @@ impl Cpu {
                 },
             };
             let block = interpreter.cache.get(number);
-            // A block whose last byte lies beyond the code segment's limit must go one by one.
-            let end = if !LONG && rip + block.bytes() - 1 > u64::from(self.seg[CS].limit) {
-                self.execute_one(block)
-            } else {
-                self.execute(&block.ops)
-            };
+            let end = if LONG { self.execute(&block.ops) } else { self.execute_limited(block) };
             if !matches!(end, End::Near) || self.signals.raised() & mask != 0 || self.mmu.code_modified() {
                 break end;
             }
@@ -177,7 +178,7 @@ impl Cpu {
                 if block.warm(enough) {
                     return Ok(Step::Warm);
                 }
-                self.execute(&block.ops)
+                self.execute_limited(block)
             }
             Ok(Found::Once(block)) => self.execute_one(&block),
             Err(exception) => End::Fault(exception),
@@ -191,18 +192,20 @@ impl Cpu {
     /// # Errors
     /// The processor shut down.
     pub fn fetch(&mut self, interpreter: &mut Interpreter) -> Result<Option<FetchPage>, TripleFault> {
-        let (origin, gva) = (self.origin(), Gva(self.rip()));
-        match self.mmu.fetch_page(origin, gva) {
+        let origin = self.origin();
+        let fetched = self
+            .code_address()
+            .and_then(|gva| self.mmu.fetch_page(origin, gva).map_err(|fault| self.memory_fault(fault, false)));
+        match fetched {
             Ok(page) => Ok(Some(page)),
-            Err(fault) => {
-                let exception = self.memory_fault(fault, false);
+            Err(exception) => {
                 self.finish(interpreter, End::Fault(exception))?;
                 Ok(None)
             }
         }
     }
 
-    /// For a tier: runs the instruction at RIP, which is `op`, faults and all.
+    /// For a tier: runs the instruction at RIP, which is `op` and lies within the code segment's limit, faults and all.
     ///
     /// # Errors
     /// The processor shut down.
@@ -261,6 +264,16 @@ impl Cpu {
         }
         self.finish(interpreter, end)?;
         self.after_instruction()
+    }
+
+    /// Executes a block; one whose last byte lies beyond the code segment's limit must go one by one.
+    #[inline(always)]
+    fn execute_limited(&mut self, block: &Block) -> End {
+        if self.code_size != CodeSize::Bits64 && self.rip() + block.bytes() - 1 > u64::from(self.seg[CS].limit) {
+            self.execute_one(block)
+        } else {
+            self.execute(&block.ops)
+        }
     }
 
     /// Executes the first operation of a block: #GP(0) if it goes on beyond the code segment's limit.

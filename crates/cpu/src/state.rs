@@ -111,6 +111,7 @@ pub enum Shadow {
 #[derive(Debug)]
 pub struct Cpu {
     /// RAX … R15 in encoding order, then [`ZERO`] and [`RIP`]; padded to a power of two so that no index check is needed.
+    /// The upper halves of RAX … RDI are zero outside 64-bit mode.
     pub regs: [u64; 32],
     /// The arithmetic flags in their RFLAGS positions. Only the bits in [`Rflags::STATUS`] mean anything.
     pub status: u64,
@@ -122,6 +123,8 @@ pub struct Cpu {
     pub seg_base: [u64; 8],
     /// Whether limits, rights or alignment must be checked on each access: false in 64-bit mode without alignment checks. By [`Cpu::update_mode`].
     pub checked: bool,
+    /// Whether alignment or data breakpoints must be, which is the interpreter's. By [`Cpu::update_mode`].
+    pub watched: bool,
     /// Current privilege level. By [`Cpu::update_mode`].
     pub cpl: u8,
     /// By [`Cpu::update_mode`].
@@ -270,8 +273,15 @@ impl Cpu {
             *base = if flat && i < FS { 0 } else { seg.base };
         }
         let alignment = self.cpl == 3 && self.cr0.alignment_mask() && self.system_flags.alignment_check();
-        let data_breakpoints = self.data_breakpoints_armed();
-        self.checked = !flat || alignment || data_breakpoints;
+        self.watched = alignment || self.data_breakpoints_armed();
+        self.checked = !flat || self.watched;
+        if !flat {
+            // They need not be kept when 64-bit mode is left (SDM vol. 1, 3.4.1.1), and code that cannot see them must
+            // not have to clear them.
+            for register in &mut self.regs[..8] {
+                *register &= 0xffff_ffff;
+            }
+        }
         self.careful = self.system_flags.trap() || self.system_flags.resume() || self.breakpoints_armed();
         self.mmu.set_space(if self.cpl == 3 {
             memory::Space::User

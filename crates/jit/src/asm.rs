@@ -72,6 +72,8 @@ impl Cond {
     pub const B: Self = Self(2);
     /// Above, unsigned.
     pub const A: Self = Self(7);
+    /// Above or equal, unsigned.
+    pub const AE: Self = Self(3);
 }
 
 /// Code being assembled: two parts at two places in the code buffer, of which the second is rarely run.
@@ -189,14 +191,7 @@ impl Asm {
         if mem.gs {
             self.bytes.push(0x65);
         }
-        // Mandatory prefixes come before REX.
-        let opcode = match opcode {
-            [prefix @ (0x66 | 0xf2 | 0xf3), rest @ ..] => {
-                self.bytes.push(*prefix);
-                rest
-            }
-            _ => opcode,
-        };
+        let opcode = self.prefix(opcode);
         let base = mem.base.unwrap_or(0);
         let index = mem.index.map_or(0, |(index, _)| index);
         let rex = 0x40 | u8::from(wide) << 3 | reg >> 3 << 2 | index >> 3 << 1 | base >> 3;
@@ -232,12 +227,24 @@ impl Asm {
 
     /// `opcode reg, rm` with two registers.
     pub fn rr(&mut self, wide: bool, opcode: &[u8], reg: Reg, rm: Reg) {
+        let opcode = self.prefix(opcode);
         let rex = 0x40 | u8::from(wide) << 3 | reg >> 3 << 2 | rm >> 3;
         if rex != 0x40 {
             self.bytes.push(rex);
         }
         self.raw(opcode);
         self.bytes.push(0xc0 | (reg & 7) << 3 | (rm & 7));
+    }
+
+    /// Mandatory prefixes come before REX. Gives the rest of the opcode.
+    fn prefix<'a>(&mut self, opcode: &'a [u8]) -> &'a [u8] {
+        match opcode {
+            [prefix @ (0x66 | 0xf2 | 0xf3), rest @ ..] => {
+                self.bytes.push(*prefix);
+                rest
+            }
+            _ => opcode,
+        }
     }
 
     // --- moves: no flags
@@ -250,6 +257,11 @@ impl Asm {
     /// `mov to, from`, 32 bits.
     pub fn mov32(&mut self, to: Reg, from: Reg) {
         self.rr(false, &[0x89], from, to);
+    }
+
+    /// `movzx to, from`, of 16 bits.
+    pub fn zero_extend16(&mut self, to: Reg, from: Reg) {
+        self.rr(false, &[0x0f, 0xb7], to, from);
     }
 
     /// `mov to, [from]`.

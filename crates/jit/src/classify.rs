@@ -2,8 +2,10 @@
 //!
 //! The list of what runs on the host is positive: anything else is interpreted.
 
+use crate::legacy::{self, Legacy};
 use cpu::cpuid::Model;
-use iced_x86::{Code, CpuidFeature, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use cpu::state::CodeSize;
+use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
 
 /// How an instruction is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,15 +16,15 @@ pub enum Class {
     Nop,
     /// LEA: an address without an access.
     Lea,
-    /// PUSH of a 64-bit register, immediate or memory operand.
+    /// PUSH of a general register, immediate or memory operand.
     Push,
-    /// POP to a 64-bit register.
+    /// POP to a general register.
     Pop,
     /// LEAVE.
     Leave,
     /// A conditional near jump.
     Jcc,
-    /// LOOP, JRCXZ.
+    /// LOOP, JCXZ and its like.
     Loop,
     /// A near jump.
     Jmp,
@@ -98,6 +100,8 @@ pub struct Mode {
     pub sse: bool,
     /// Nor do those with VEX prefixes.
     pub avx: bool,
+    /// What is different outside 64-bit mode.
+    pub legacy: Option<Legacy>,
 }
 
 impl Mode {
@@ -106,13 +110,32 @@ impl Mode {
     pub fn of(cpu: &cpu::Cpu) -> Self {
         let x87 = !cpu.cr0.emulation() && !cpu.cr0.task_switched();
         let avx = cpu.cr4.os_xsave() && cpu.xcr0.sse() && cpu.xcr0.avx() && !cpu.cr0.task_switched();
-        Self { user: cpu.cpl != 0, x87, sse: x87 && cpu.cr4.os_fxsr(), avx }
+        let avx = avx && cpu.protected();
+        Self { user: cpu.cpl != 0, x87, sse: x87 && cpu.cr4.os_fxsr(), avx, legacy: Legacy::of(cpu) }
     }
 
-    /// As a small number.
+    /// Default size of the code.
+    #[must_use]
+    pub fn code_size(self) -> CodeSize {
+        self.legacy.map_or(CodeSize::Bits64, Legacy::code_size)
+    }
+
+    /// Bytes of the stack pointer that address the stack.
+    #[must_use]
+    pub fn stack_size(self) -> u32 {
+        match self.legacy {
+            None => 8,
+            Some(legacy) if legacy.wide_stack => 4,
+            Some(_) => 2,
+        }
+    }
+
+    /// As a number of eight bits.
     #[must_use]
     pub fn bits(self) -> u64 {
-        u64::from(self.user) | u64::from(self.x87) << 1 | u64::from(self.sse) << 2 | u64::from(self.avx) << 3
+        let legacy = self.legacy.map_or(0, |legacy| legacy.bits() << 1 | 1);
+        let units = u64::from(self.x87) << 1 | u64::from(self.sse) << 2 | u64::from(self.avx) << 3;
+        u64::from(self.user) | units | legacy << 4
     }
 }
 
@@ -124,8 +147,19 @@ pub fn classify(i: &Instruction, model: &Model, mode: Mode) -> (Class, Units) {
         FlowControl::Next => Class::Interpret,
         _ => Class::Leaves,
     };
-    if i.is_invalid() || !model.executes(i) || narrow_address(i) {
+    if i.is_invalid() || !model.executes(i) {
         return (rest, none);
+    }
+    match mode.legacy {
+        None if narrow_address(i) => return (rest, none),
+        None => {}
+        // #UD in real and virtual-8086 mode.
+        Some(_) if i.code().encoding() == EncodingKind::VEX && !mode.avx => return (rest, none),
+        Some(legacy) => {
+            if let Some(class) = legacy::classify(i, legacy, mode.user) {
+                return (class, none);
+            }
+        }
     }
     let near = i.op_count() > 0 && i.op0_kind() == OpKind::NearBranch64;
     let control = match i.code() {
@@ -153,7 +187,7 @@ pub fn classify(i: &Instruction, model: &Model, mode: Mode) -> (Class, Units) {
         return (rest, none);
     }
     match i.mnemonic() {
-        Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Reservednop => (Class::Nop, none),
+        Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Endbr32 | Mnemonic::Reservednop => (Class::Nop, none),
         Mnemonic::Prefetchnta | Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 => {
             (Class::Nop, none)
         }
@@ -374,7 +408,7 @@ fn host_unit(i: &Instruction, mode: Mode) -> (Class, Units) {
     };
     let fpu = features.iter().any(|f| matches!(f, CpuidFeature::FPU | CpuidFeature::FPU387));
     let mmx = is(Register::is_mm) || features.contains(&CpuidFeature::MMX);
-    let vex = i.code().encoding() == iced_x86::EncodingKind::VEX;
+    let vex = i.code().encoding() == EncodingKind::VEX;
     let only_mmx = features.contains(&CpuidFeature::MMX) && !is(Register::is_vector_register);
     let sse = !fpu && !only_mmx;
     let units = Units { vector: sse, x87: fpu || mmx };

@@ -7,6 +7,7 @@
 //!
 //! Status flags are kept in the form that LAHF and SETO make and SAHF takes: see `host::alu`.
 
+use crate::legacy::Bounds;
 use crate::stats::Inline;
 use cpu::hooks::Kick;
 use host::signal::Landing;
@@ -102,6 +103,10 @@ pub struct Frame {
     pub host_mxcsr: u32,
     /// What `poll` points to when nothing is wanted.
     pub quiet: u32,
+    /// Not zero: not in 64-bit mode.
+    pub legacy: u32,
+    /// ES, CS, SS, DS, FS and GS, for who is not in 64-bit mode.
+    pub segments: [Bounds; 6],
 }
 
 /// Distance of the jump cache from the frame. An entry is a tag and a host address, so that one cache line has both.

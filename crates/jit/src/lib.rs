@@ -12,6 +12,7 @@ pub mod classify;
 pub mod flags;
 pub mod frame;
 pub mod graph;
+pub mod legacy;
 pub mod log;
 pub mod perf;
 pub mod region;

@@ -13,7 +13,8 @@ use crate::flags::{Effect, Recipe};
 use crate::graph::Way;
 use crate::translate::fits;
 use cpu::cpuid::Model;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, OpAccess, OpKind};
+use iced_x86::{Code, Decoder, DecoderError, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic};
+use iced_x86::{OpAccess, OpKind};
 use std::ops::Range;
 use x86::PAGE_SIZE;
 
@@ -55,6 +56,8 @@ pub struct Insn {
     pub class: Class,
     /// The units it uses.
     pub units: Units,
+    /// Bytes that it moves between the stack and elsewhere.
+    pub word: u8,
     /// What it does with flags.
     pub effect: Effect,
     /// How its flags can be made again.
@@ -82,7 +85,18 @@ impl Insn {
     #[must_use]
     pub fn target(&self) -> Option<u16> {
         let jumps = matches!(self.class, Class::Jcc | Class::Jmp | Class::Loop);
-        u16::try_from(self.i.near_branch_target()).ok().filter(|at| jumps && u64::from(*at) < PAGE_SIZE)
+        u16::try_from(self.destination()).ok().filter(|at| jumps && u64::from(*at) < PAGE_SIZE)
+    }
+
+    /// Where a near branch goes, counted from the start of the page. (Targets that are not 64 bits wide wrap.)
+    #[must_use]
+    pub fn destination(&self) -> i64 {
+        let target = self.i.near_branch_target();
+        match self.i.op0_kind() {
+            OpKind::NearBranch16 => (target as u16).cast_signed().into(),
+            OpKind::NearBranch32 => (target as u32).cast_signed().into(),
+            _ => target.cast_signed(),
+        }
     }
 
     /// Whether the host's flags are lost on the way to it.
@@ -185,6 +199,8 @@ pub struct Region {
     pub units: Units,
     /// Where an instruction begins that goes on in the next page.
     pub cut: Option<u16>,
+    /// What it was read for.
+    pub mode: Mode,
 }
 
 impl Region {
@@ -205,7 +221,7 @@ impl Region {
     pub fn loops(&self, block: &Block) -> bool {
         self.last(block).is_some_and(|insn| {
             matches!(insn.class, Class::Jcc | Class::Jmp | Class::Call | Class::Loop)
-                && insn.i.near_branch_target().cast_signed() <= i64::from(insn.offset)
+                && insn.destination() <= i64::from(insn.offset)
         })
     }
 
@@ -318,10 +334,14 @@ impl<'a> Reader<'a> {
     /// `None`: it does not end within the page, or is too long.
     fn read(&self, at: u16, factory: &mut InstructionInfoFactory) -> Option<Insn> {
         let rest = self.bytes.get(usize::from(at)..)?;
-        let mut decoder = Decoder::with_ip(64, rest.get(..15).unwrap_or(rest), at.into(), self.options);
-        let i = decoder.decode();
+        let mut decoder =
+            Decoder::with_ip(self.mode.code_size() as u32, rest.get(..15).unwrap_or(rest), at.into(), self.options);
+        let mut i = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
             return None;
+        }
+        if self.mode.legacy.is_some() {
+            crate::legacy::rewrite(&mut i);
         }
         let (class, units) = classify(&i, self.model, self.mode);
         let mut insn = Insn {
@@ -329,6 +349,7 @@ impl<'a> Reader<'a> {
             offset: at,
             class,
             units,
+            word: 0,
             effect: Effect::default(),
             recipe: None,
             memory: None,
@@ -343,6 +364,7 @@ impl<'a> Reader<'a> {
         }
         insn.effect = Effect::of(&i);
         insn.recipe = Recipe::of(&i);
+        insn.word = stack_word(&i);
         let info = factory.info(&i);
         for used in info.used_registers().iter().filter(|used| writes(used.access())) {
             let register = used.register();
@@ -356,14 +378,28 @@ impl<'a> Reader<'a> {
             insn.memory = Some(writes(info.op_access(n)));
         }
         let memory = insn.memory.is_some();
-        if !fits(&i, memory) {
+        let encodable = class != Class::Plain || self.mode.legacy.is_none() || i.op_code().mode64();
+        if !encodable || !fits(&i, memory, self.mode) {
             insn.class = if class.ends() { Class::Leaves } else { Class::Interpret };
             (insn.effect, insn.recipe, insn.memory) = (Effect::default(), None, None);
             return Some(insn);
         }
-        let divides = matches!(i.mnemonic(), iced_x86::Mnemonic::Div | iced_x86::Mnemonic::Idiv);
+        let divides = matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv);
         insn.faults = insn.clobbers() || divides || units.vector || units.x87;
         Some(insn)
+    }
+}
+
+/// What PUSH, POP, CALL, RET, LEAVE and their like move, in bytes.
+fn stack_word(i: &Instruction) -> u8 {
+    match i.code() {
+        Code::Leavew => 2,
+        Code::Leaved => 4,
+        Code::Leaveq => 8,
+        _ => {
+            let released = if i.mnemonic() == Mnemonic::Ret && i.op_count() > 0 { i.immediate16().into() } else { 0 };
+            (i.stack_pointer_increment() - released).unsigned_abs() as u8
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! Most are in the host register of the same name, so that implicit operands (MUL, shifts by CL, CMPXCHG, …) need no
 //! care. The host's RSP points to the frame, so the guest's is in R9; R10 and R11 are the translator's; the guest's own
 //! R9, R10 and R11 have a home in the frame. Compilers use those three least: in the kernel's code, in a compiler's, in
-//! interpreters' and in libraries' they are named a third to a quarter as often as R13, R14 and R15.
+//! interpreters' and in libraries' they are named a third to a quarter as often as R13, R14 and R15. 32- and 16-bit code
+//! has eight registers, so there R8 and R12 to R15 are free as well.
 
 use crate::asm::{Mem, RSP, Reg};
 use crate::frame::Frame;
@@ -14,6 +15,10 @@ use std::mem::offset_of;
 pub const T0: Reg = 10;
 /// Second scratch register.
 pub const T1: Reg = 11;
+/// Third scratch register, outside 64-bit mode only: the guest's R8 to R15 stay in the vCPU there.
+pub const T2: Reg = 8;
+/// Fourth scratch register, likewise.
+pub const T3: Reg = 12;
 /// Where the guest's RSP is.
 pub const STACK_POINTER: Reg = 9;
 

@@ -3,6 +3,7 @@
 use crate::cache::{Cache, Code, Key};
 use crate::classify::{Mode, Units};
 use crate::frame::Frame;
+use crate::legacy::Bounds;
 use crate::perf::Perf;
 use crate::region::Entry;
 use crate::sites::{Flags, Group, Kind, Site};
@@ -12,11 +13,12 @@ use cpu::Cpu;
 use cpu::decode::MAX_INSTRUCTION;
 use cpu::exec::interrupt::TripleFault;
 use cpu::run::{Exit, Interpreter, Step, Tier};
-use cpu::state::{CodeSize, FS, GS, RIP, RSP};
+use cpu::state::{CS, CodeSize, FS, GS, RIP, RSP};
 use host::alu::{join_flags, split_flags};
 use memory::mmu::FetchPage;
 use memory::{Gva, Hva};
 use std::arch::asm;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use x86::{PAGE_OFFSET, PAGE_SIZE};
 
@@ -42,6 +44,10 @@ pub struct Jit {
     threshold: u16,
     /// The TLB table that GS points to.
     table: u64,
+    /// Names code segments, such that a guest cannot guess it.
+    names: RandomState,
+    /// The name of the current one; 0: all addresses in order.
+    code_segment: u64,
 }
 
 /// Where to go on in translated code.
@@ -65,7 +71,8 @@ impl Jit {
     /// # Errors
     /// The host gives no memory.
     pub fn new(config: Config) -> Result<Self, crate::Error> {
-        Ok(Self { cache: Cache::new(config.cache)?, threshold: config.threshold.max(1), table: 0 })
+        let (cache, threshold) = (Cache::new(config.cache)?, config.threshold.max(1));
+        Ok(Self { cache, threshold, table: 0, names: RandomState::new(), code_segment: 0 })
     }
 
     /// Runs the vCPU until something stops it, as [`Cpu::run`] does.
@@ -156,6 +163,28 @@ impl Jit {
         self.cache.host(self.cache.thunks.resume.get(units).copied().unwrap_or_default())
     }
 
+    /// What tags of the jump cache are combined with: addresses mean other code under other translations, modes and
+    /// code segments.
+    #[inline(always)]
+    fn stamp(&self, cpu: &Cpu, mode: Mode) -> u64 {
+        let stamp = cpu.mmu.fetch_stamp().wrapping_add(mode.bits().wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        stamp.wrapping_add(self.code_segment)
+    }
+
+    /// Takes note of the segments, which stay as they are until [`Tier::run`] returns.
+    fn take_segments(&mut self, cpu: &Cpu, mode: Mode) {
+        let legacy = mode.legacy.is_some();
+        self.frame().legacy = legacy.into();
+        self.code_segment = 0;
+        if legacy {
+            self.frame().segments = cpu.seg.map(|segment| Bounds::of(cpu, &segment));
+            let cs = &cpu.seg[CS];
+            if (cs.base, cs.limit) != (0, u32::MAX) {
+                self.code_segment = self.names.hash_one((cs.base, cs.limit));
+            }
+        }
+    }
+
     fn frame(&mut self) -> &mut Frame {
         // SAFETY: no translated code runs, so that this thread alone uses the frame (but for its atomics).
         unsafe { &mut *self.cache.frame.frame() }
@@ -189,17 +218,18 @@ impl Jit {
         let mut enough = self.threshold;
         loop {
             let rip = cpu.rip();
-            let stamp = stamp(cpu, mode);
+            let stamp = self.stamp(cpu, mode);
             if patch.is_none()
                 && let Some(host) = self.cache.frame.find(rip, stamp)
             {
                 return Ok(Some(Way::Outer(host)));
             }
-            let gva = Gva(rip);
             let Some(fetched) = cpu.fetch(interpreter)? else { return Ok(None) };
+            let gva = code_address(cpu);
             if let FetchPage::Memory(page) = fetched
+                && within_limit(cpu, gva, 1)
                 && let Some(door) = self.cache.door(Key::new(Hva(page.0 | gva.offset()), mode))
-                && (door.second.is_none() || door.second == cpu.mmu.fetch_fast(next_page(gva)))
+                && (door.second.is_none() || door.second == second_page(cpu, gva))
             {
                 return Ok(Some(self.through(cpu, mode, door, patch.take())));
             }
@@ -226,10 +256,10 @@ impl Jit {
             return Way::Inner(door.inner);
         }
         let host = self.cache.host(door.outer as usize);
-        let rip = cpu.rip();
-        let both = door.second.is_none() || cpu.mmu.rely_on_fetch(next_page(Gva(rip))).is_some();
-        if both && cpu.mmu.rely_on_fetch(Gva(rip)).is_some() {
-            self.cache.frame.insert(rip, stamp(cpu, mode), host);
+        let (rip, gva) = (cpu.rip(), code_address(cpu));
+        let both = door.second.is_none() || cpu.mmu.rely_on_fetch(next_page(gva)).is_some();
+        if both && cpu.mmu.rely_on_fetch(gva).is_some() {
+            self.cache.frame.insert(rip, self.stamp(cpu, mode), host);
         }
         Way::Outer(host)
     }
@@ -247,7 +277,7 @@ impl Jit {
         if self.cache.stats.flushes != flushes {
             *patch = None;
         }
-        let page = cpu.mmu.fetch_fast(Gva(cpu.rip()))?;
+        let page = cpu.mmu.fetch_fast(code_address(cpu))?;
         for block in &region.blocks {
             let end = region.last(block).map_or(0, crate::region::Insn::end);
             let inside = u64::from(end).min(PAGE_SIZE);
@@ -336,18 +366,18 @@ fn with_code<T>(
     mode: Mode,
     f: impl FnOnce(&Code<'_>, &dyn Fn(u16) -> bool) -> Option<T>,
 ) -> Option<T> {
-    let gva = Gva(cpu.rip());
-    let page = cpu.mmu.fetch_fast(gva)?;
+    let gva = code_address(cpu);
+    let page = cpu.mmu.fetch_fast(gva).filter(|_| within_limit(cpu, gva, 1))?;
     let mut bytes = [0; PAGE_SIZE as usize + MAX_INSTRUCTION];
     let origin = cpu.origin();
     let (first, rest) = bytes.split_at_mut(PAGE_SIZE as usize);
     cpu.mmu.fetch_bytes(origin, gva.page(), first).ok()?;
-    let second = cpu.mmu.fetch_fast(next_page(gva));
+    let second = second_page(cpu, gva);
     let mut len = first.len();
     if second.is_some() && gva.offset() as usize > len - MAX_INSTRUCTION {
         len += cpu.mmu.fetch_bytes(origin, next_page(gva), rest).ok()?;
     }
-    let known = |offset: u16| interpreter.cache.knows(Hva(page.0 | u64::from(offset)), CodeSize::Bits64);
+    let known = |offset: u16| interpreter.cache.knows(Hva(page.0 | u64::from(offset)), cpu.code_size);
     let code = Code { page, second, bytes: bytes.get(..len)?, gva, model: &cpu.model.clone(), mode };
     f(&code, &known)
 }
@@ -362,10 +392,24 @@ fn next_page(gva: Gva) -> Gva {
     gva.page().wrapping_add(PAGE_SIZE)
 }
 
-/// What tags of the jump cache are combined with: addresses mean other code under other translations and modes.
-#[inline(always)]
-fn stamp(cpu: &Cpu, mode: Mode) -> u64 {
-    cpu.mmu.fetch_stamp().wrapping_add(mode.bits().wrapping_mul(0x9e37_79b9_7f4a_7c15))
+/// The linear address of the code at RIP, which lies within the code segment's limit.
+fn code_address(cpu: &Cpu) -> Gva {
+    cpu.code_address().unwrap_or(Gva(cpu.rip()))
+}
+
+/// Whether all of the `pages` pages from that of `gva` on, the address of the code at RIP, can be executed as far as
+/// the code segment is concerned. Translations of a page are shared by whoever executes it, so they know no limit.
+fn within_limit(cpu: &Cpu, gva: Gva, pages: u64) -> bool {
+    let (cs, end) = (&cpu.seg[CS], pages * PAGE_SIZE - 1);
+    cpu.code_size == CodeSize::Bits64
+        || (cpu.rip() >= gva.offset()
+            && cpu.rip() - gva.offset() + end <= cs.limit.into()
+            && gva.page().0 + end <= u32::MAX.into())
+}
+
+/// The host page behind that of `gva`, the address of the code at RIP, if an instruction may go on there.
+fn second_page(cpu: &Cpu, gva: Gva) -> Option<Hva> {
+    cpu.mmu.fetch_fast(next_page(gva)).filter(|_| within_limit(cpu, gva, 2))
 }
 
 impl Tier for Jit {
@@ -374,6 +418,7 @@ impl Tier for Jit {
             self.cache.drop_page(page);
         }
         let mode = Mode::of(cpu);
+        self.take_segments(cpu, mode);
         let mut patch = None;
         let mut way = Way::Find;
         loop {
@@ -401,7 +446,7 @@ impl Tier for Jit {
                     self.resume(site.units)
                 }
             };
-            let reason = self.enter(cpu, stamp(cpu, mode), target);
+            let reason = self.enter(cpu, self.stamp(cpu, mode), target);
             let number = match reason {
                 Reason::Fault => {
                     let pc = self.frame().landing.pc.wrapping_sub(self.cache.host(0));

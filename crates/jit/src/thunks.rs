@@ -191,7 +191,12 @@ fn enter(asm: &mut Asm) -> usize {
 fn leave(asm: &mut Asm, store_vector: usize) -> usize {
     let here = asm.here();
     asm.load(T1, field(offset_of!(Frame, registers)));
+    let narrow = asm.label();
     for guest in 0..16 {
+        if guest == 8 {
+            asm.cmp_zero32(field(offset_of!(Frame, legacy)));
+            asm.jcc(Cond::NE, narrow);
+        }
         match place(guest) {
             Place::Host(host) => asm.store(register(guest), host),
             Place::Home(home) => {
@@ -200,6 +205,7 @@ fn leave(asm: &mut Asm, store_vector: usize) -> usize {
             }
         }
     }
+    asm.bind(narrow);
     let (no_vector, no_x87) = (asm.label(), asm.label());
     asm.cmp_zero32(field(offset_of!(Frame, vector_live)));
     asm.jcc(Cond::E, no_vector);

@@ -260,8 +260,10 @@ impl Cpu {
     fn set_outer_stack(&mut self, stack: Segment, sp: u64) {
         self.seg[SS] = stack;
         self.update_mode();
-        if self.code_size == CodeSize::Bits64 || stack.attributes.big() {
+        if self.code_size == CodeSize::Bits64 {
             self.regs[RSP] = sp;
+        } else if stack.attributes.big() {
+            self.regs[RSP] = sp & 0xffff_ffff;
         } else {
             self.regs[RSP] = self.regs[RSP] & !0xffff | sp & 0xffff;
         }

@@ -445,13 +445,7 @@ impl Fuzz {
             let careful = self.cpu.careful || self.cpu.shadow != Shadow::None || self.random.one_in(16);
             // With a request waiting the loop ends after one block.
             self.cpu.signals.raise(Signals::STOP);
-            let result = if careful {
-                self.cpu.single_step(interpreter)
-            } else if self.cpu.code_size == CodeSize::Bits64 {
-                self.cpu.run_blocks::<true>(interpreter)
-            } else {
-                self.cpu.run_blocks::<false>(interpreter)
-            };
+            let result = if careful { self.cpu.single_step(interpreter) } else { self.cpu.run_blocks(interpreter) };
             self.cpu.signals.lower(Signals::STOP);
             self.invariants();
             // A processor that shut down starts anew, with the same memory.

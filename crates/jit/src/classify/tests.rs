@@ -3,7 +3,7 @@
 use super::*;
 use iced_x86::{Decoder, DecoderOptions};
 
-const ALL: Mode = Mode { user: false, x87: true, sse: true, avx: true };
+const ALL: Mode = Mode { user: false, x87: true, sse: true, avx: true, legacy: None };
 
 fn of(bytes: &[u8], mode: Mode) -> (Class, Units) {
     let model = Model::max();
@@ -115,9 +115,11 @@ fn units_are_used_where_the_mode_lets_them() {
 
 #[test]
 fn modes_have_different_numbers() {
-    let modes: Vec<Mode> =
-        (0..16).map(|n| Mode { user: n & 1 != 0, x87: n & 2 != 0, sse: n & 4 != 0, avx: n & 8 != 0 }).collect();
-    for (n, mode) in modes.iter().enumerate() {
-        assert_eq!(mode.bits(), n as u64);
-    }
+    let legacy = |n: u32| Legacy { wide: n & 1 != 0, flat: n & 2 != 0, wide_stack: n & 4 != 0 };
+    let legacy: Vec<_> = (0..8).map(legacy).map(Some).chain([None]).collect();
+    let mode = |n: u32, legacy| Mode { user: n & 1 != 0, x87: n & 2 != 0, sse: n & 4 != 0, avx: n & 8 != 0, legacy };
+    let modes = (0..16).flat_map(|n| legacy.iter().map(move |legacy| mode(n, *legacy)));
+    let numbers: std::collections::BTreeSet<u64> = modes.map(Mode::bits).collect();
+    assert_eq!(numbers.len(), 16 * 9);
+    assert!(numbers.into_iter().all(|number| number < 256));
 }

@@ -14,6 +14,10 @@ use x86::PAGE_SIZE;
 /// The most instructions in a region.
 pub(super) const MAX_INSTRUCTIONS: usize = 400;
 
+/// How many blocks that were translated before are looked at in search of a way back to the new code. Hardly any region
+/// needs more than a few dozen; without a bound a page full of tiny blocks would take a second.
+const EFFORT: usize = 512;
+
 /// The code that a region is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Source<'a> {
@@ -40,6 +44,8 @@ pub struct Explorer {
     ends: Vec<u16>,
     work: Vec<u16>,
     cut: Option<u16>,
+    /// How many blocks may still be looked at in search of a way back.
+    effort: usize,
 }
 
 impl std::fmt::Debug for Explorer {
@@ -59,6 +65,7 @@ impl Default for Explorer {
             ends: Vec::new(),
             work: Vec::new(),
             cut: None,
+            effort: 0,
         }
     }
 }
@@ -73,6 +80,7 @@ impl Explorer {
         }
         self.ends.clear();
         self.cut = None;
+        self.effort = EFFORT;
         self.leaders.insert(entry);
         self.roots.insert(entry);
         self.work.clear();
@@ -83,6 +91,7 @@ impl Explorer {
             self.explore(source, &known, &mut insns)?;
         }
         let mut region = self.divide(source.graph, insns)?;
+        region.mode = source.mode;
         region.solve();
         Some(region)
     }
@@ -195,13 +204,17 @@ impl Explorer {
         !self.work.is_empty()
     }
 
-    /// Places in the new code to which ways lead from translated blocks.
-    fn reached(&self, graph: &Graph, from: &[u16]) -> Vec<u16> {
+    /// Places in the new code to which ways lead from translated blocks, as far as the effort reaches.
+    fn reached(&mut self, graph: &Graph, from: &[u16]) -> Vec<u16> {
         let (mut seen, mut reached) = (Places::NONE, Vec::new());
         let mut work = from.to_vec();
         while let Some(place) = work.pop() {
             if !seen.insert(place) {
                 continue;
+            }
+            self.effort = self.effort.saturating_sub(1);
+            if self.effort == 0 {
+                break;
             }
             if self.number(place).is_some() {
                 reached.push(place);

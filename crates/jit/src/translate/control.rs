@@ -16,7 +16,8 @@ use crate::region::{Entry, Goal, Insn};
 use crate::regs::{Place, STACK_POINTER, T0, T1, field, place};
 use crate::sites::Kind;
 use crate::stats::Inline;
-use iced_x86::{Mnemonic, OpKind, Register};
+use cpu::state::CodeSize;
+use iced_x86::{Code, Instruction, Mnemonic, OpKind, Register};
 use std::mem::offset_of;
 use x86::PAGE_SIZE;
 
@@ -131,8 +132,15 @@ impl Job<'_> {
             self.keep_flags();
             if self.near(place) {
                 self.direct(last.offset, end);
+            } else if self.limited() {
+                // Not the interpreter's: the last instruction is done.
+                let (at, site) =
+                    (self.asm.label(), self.site(last.offset, end, Kind::Direct { target: end, patch: 0 }));
+                self.cold.push(Cold::Direct { at, site });
+                self.place(place)?;
+                self.known(at, 0);
             } else {
-                self.target(place)?;
+                self.place(place)?;
                 self.look_up(last.offset, end, 0);
             }
             return Ok(false);
@@ -183,20 +191,42 @@ impl Job<'_> {
     }
 
     /// Puts into T1 the address that is `place` bytes from the start of the page.
-    fn target(&mut self, place: i64) -> Result<(), Refused> {
+    fn place(&mut self, place: i64) -> Result<(), Refused> {
         let disp = i32::try_from(place).map_err(|_| Refused)?;
         self.asm.load(T1, field(offset_of!(Frame, base)));
         self.asm.lea(T1, Mem::at(T1, disp));
         Ok(())
     }
 
+    /// The same for a jump, which wraps.
+    fn target(&mut self, place: i64) -> Result<(), Refused> {
+        self.place(place)?;
+        match self.region.mode.code_size() {
+            CodeSize::Bits64 => {}
+            CodeSize::Bits32 => self.asm.mov32(T1, T1),
+            CodeSize::Bits16 => self.asm.zero_extend16(T1, T1),
+        }
+        Ok(())
+    }
+
     /// To the address in T1, if the jump cache knows it; `pops` is added to the guest's RSP on the way. If not, the
-    /// jump at `offset`, of which nothing else is left to do, is completed outside.
+    /// jump at `offset`, of which nothing else is left to do, is completed outside; where code segments have limits
+    /// the interpreter executes it.
     fn look_up(&mut self, offset: u16, following: u16, pops: i32) {
-        let at = self.asm.label();
-        let site = self.site(offset, following, Kind::Jump { pops });
-        self.cold.push(Cold::Jump { at, site, pops });
-        self.find(at);
+        let at = if self.limited() {
+            self.miss(offset, following)
+        } else {
+            let at = self.asm.label();
+            let site = self.site(offset, following, Kind::Jump { pops });
+            self.cold.push(Cold::Jump { at, site, pops });
+            at
+        };
+        self.known(at, pops);
+    }
+
+    /// To the address in T1; if the jump cache does not know it, to `miss`.
+    fn known(&mut self, miss: Label, pops: i32) {
+        self.find(miss);
         self.move_stack(pops);
         self.asm.jmp_mem(jump(HOSTS));
     }
@@ -211,9 +241,73 @@ impl Job<'_> {
         self.asm.jcc(Cond::NE, miss);
     }
 
+    /// Calls the address in T1, which may turn out to be none, and which the interpreter would make anew: nothing is
+    /// pushed before it is found.
+    fn call_known(&mut self, insn: &Insn) -> Result<(), Refused> {
+        let miss = self.miss(insn.offset, insn.end());
+        let scratch = field(offset_of!(Frame, scratch));
+        self.find(miss);
+        self.asm.store(scratch, T0);
+        self.push_return(insn)?;
+        self.asm.load(T0, scratch);
+        self.asm.load(T1, jump(TAGS));
+        self.move_stack(-i32::from(insn.word));
+        self.asm.jmp_mem(jump(HOSTS));
+        Ok(())
+    }
+
+    /// Whether the code segment may have a limit.
+    fn limited(&self) -> bool {
+        self.region.mode.legacy.is_some_and(|legacy| !legacy.flat)
+    }
+
     pub(super) fn move_stack(&mut self, by: i32) {
         if by != 0 {
-            self.asm.lea(STACK_POINTER, Mem::at(STACK_POINTER, by));
+            self.set_stack(Mem::at(STACK_POINTER, by));
+        }
+    }
+
+    /// Makes the stack pointer what the address is, as far as it addresses the stack.
+    fn set_stack(&mut self, address: Mem) {
+        match self.region.mode.stack_size() {
+            8 => self.asm.lea(STACK_POINTER, address),
+            4 => self.asm.rm(false, &[0x8d], STACK_POINTER, address),
+            _ => self.asm.rm(false, &[0x66, 0x8d], STACK_POINTER, address),
+        }
+    }
+
+    /// The word that `insn` pushes, or pops.
+    pub(super) fn below(&self, insn: &Insn) -> Address {
+        Address::off(RSP, -i32::from(insn.word), self.region.mode)
+    }
+
+    /// The word on top of the stack.
+    pub(super) fn top(&self) -> Address {
+        Address::off(RSP, 0, self.region.mode)
+    }
+
+    /// Loads `size` bytes, zero-extended.
+    fn load_word(&mut self, to: Reg, from: Mem, size: u8) {
+        match size {
+            8 => self.asm.load(to, from),
+            4 => self.asm.load32(to, from),
+            _ => self.asm.rm(false, &[0x0f, 0xb7], to, from),
+        }
+    }
+
+    /// Loads `size` bytes into a guest register, of which two leave the rest as it is.
+    fn load_part(&mut self, to: Reg, from: Mem, size: u8) {
+        match size {
+            2 => self.asm.rm(false, &[0x66, 0x8b], to, from),
+            size => self.load_word(to, from, size),
+        }
+    }
+
+    pub(super) fn store_word(&mut self, to: Mem, from: Reg, size: u8) {
+        match size {
+            8 => self.asm.store(to, from),
+            4 => self.asm.store32(to, from),
+            _ => self.asm.rm(false, &[0x66, 0x89], from, to),
         }
     }
 
@@ -244,13 +338,14 @@ impl Job<'_> {
 
     fn taken_exit(&mut self, insn: &Insn) -> Label {
         let at = self.asm.label();
-        let target = insn.i.near_branch_target().cast_signed();
+        let target = insn.destination();
         let (offset, following) = (insn.offset, insn.end());
         self.cold.push(Cold::Exit { at, state: self.state, offset, following, target });
         at
     }
 
-    /// LOOP and JRCXZ: by JRCXZ itself, which reads no flag and only jumps short.
+    /// LOOP and JRCXZ: by JRCXZ itself, which reads no flag and only jumps short. The rest of RCX is zero where the
+    /// count is 32 bits wide, and put aside where it is 16.
     pub(super) fn counted(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
         let at = match self.region.blocks.get(n).map(|block| block.target).unwrap_or_default() {
             // The interpreter, to which a jump goes that is not in the jump cache, would count once more.
@@ -265,21 +360,37 @@ impl Job<'_> {
                 at
             }
         };
-        if insn.i.mnemonic() == Mnemonic::Loop {
-            self.asm.lea(RCX, Mem::at(RCX, -1));
+        let size = count_size(&insn.i);
+        let counts = insn.i.mnemonic() == Mnemonic::Loop;
+        if counts {
+            match size {
+                8 => self.asm.lea(RCX, Mem::at(RCX, -1)),
+                4 => self.asm.rm(false, &[0x8d], RCX, Mem::at(RCX, -1)),
+                _ => self.asm.rm(false, &[0x66, 0x8d], RCX, Mem::at(RCX, -1)),
+            }
+        }
+        // MOV RCX, T0, which three bytes are.
+        let (restore, skip) = if size == 2 { (&[0x4c, 0x89, 0xc1 | (T0 & 7) << 3][..], 3) } else { (&[][..], 0) };
+        if size == 2 {
+            self.asm.mov(T0, RCX);
+            self.asm.zero_extend16(RCX, RCX);
+        }
+        if counts {
             // JRCXZ over the jump.
-            self.asm.raw(&[0xe3, 5]);
+            self.asm.raw(&[0xe3, 5 + skip]);
         } else {
             // JRCXZ to the jump, JMP over it.
-            self.asm.raw(&[0xe3, 2, 0xeb, 5]);
+            self.asm.raw(&[0xe3, 2, 0xeb, 5 + skip]);
         }
+        self.asm.raw(restore);
         self.asm.jmp(at);
+        self.asm.raw(restore);
         Ok(())
     }
 
     pub(super) fn jmp(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
         match self.region.blocks.get(n).map(|block| block.target).unwrap_or_default() {
-            Goal::Outside => self.exit(insn.offset, insn.end(), insn.i.near_branch_target().cast_signed()),
+            Goal::Outside => self.exit(insn.offset, insn.end(), insn.destination()),
             to => {
                 self.arrange(to)?;
                 self.jump(to)
@@ -289,26 +400,27 @@ impl Job<'_> {
 
     /// Stores the address behind the call below the guest's RSP, which does not move yet.
     fn push_return(&mut self, insn: &Insn) -> Result<(), Refused> {
-        let slot = self.access(insn, &Address::off(RSP, -8), 8, true)?;
+        let slot = self.access(insn, &self.below(insn), insn.word.into(), true)?;
         self.asm.load(T0, field(offset_of!(Frame, base)));
         self.asm.lea(T0, Mem::at(T0, insn.end().into()));
-        self.asm.store(slot, T0);
+        self.store_word(slot, T0, insn.word);
         Ok(())
     }
 
     pub(super) fn call(&mut self, insn: &Insn) -> Result<(), Refused> {
         self.keep_flags();
-        self.push_return(insn)?;
-        let target = insn.i.near_branch_target().cast_signed();
-        match u16::try_from(target) {
-            Ok(near) if self.near(target) => {
-                self.move_stack(-8);
-                self.direct(insn.offset, near);
-            }
-            _ => {
-                self.target(target)?;
-                self.look_up(insn.offset, insn.end(), -8);
-            }
+        let (target, pushed) = (insn.destination(), -i32::from(insn.word));
+        if let Some(near) = u16::try_from(target).ok().filter(|_| self.near(target)) {
+            self.push_return(insn)?;
+            self.move_stack(pushed);
+            self.direct(insn.offset, near);
+        } else if self.limited() {
+            self.target(target)?;
+            self.call_known(insn)?;
+        } else {
+            self.push_return(insn)?;
+            self.target(target)?;
+            self.look_up(insn.offset, insn.end(), pushed);
         }
         Ok(())
     }
@@ -316,29 +428,20 @@ impl Job<'_> {
     pub(super) fn call_indirect(&mut self, insn: &Insn) -> Result<(), Refused> {
         self.keep_flags();
         if insn.i.op0_kind() == OpKind::Memory {
-            let operand = self.operand(insn, 8, false)?;
-            self.asm.load(T1, operand);
+            let operand = self.operand(insn, insn.word)?;
+            self.load_word(T1, operand, insn.word);
         } else {
             self.read(T1, insn.i.op0_register());
         }
-        // The target may be no address, and the interpreter would read it anew: nothing is pushed before it is found.
-        let miss = self.miss(insn.offset, insn.end());
-        let scratch = field(offset_of!(Frame, scratch));
-        self.find(miss);
-        self.asm.store(scratch, T0);
-        self.push_return(insn)?;
-        self.asm.load(T0, scratch);
-        self.asm.load(T1, jump(TAGS));
-        self.move_stack(-8);
-        self.asm.jmp_mem(jump(HOSTS));
-        Ok(())
+        self.call_known(insn)
     }
 
     pub(super) fn jmp_indirect(&mut self, insn: &Insn) -> Result<(), Refused> {
         self.keep_flags();
         if insn.i.op0_kind() == OpKind::Memory {
-            let operand = self.operand(insn, 8, false)?;
-            self.asm.load(T1, operand);
+            let size = insn.i.memory_size().size() as u8;
+            let operand = self.operand(insn, size)?;
+            self.load_word(T1, operand, size);
         } else {
             self.read(T1, insn.i.op0_register());
         }
@@ -348,33 +451,34 @@ impl Job<'_> {
 
     pub(super) fn ret(&mut self, insn: &Insn) -> Result<(), Refused> {
         self.keep_flags();
-        let slot = self.access(insn, &Address::off(RSP, 0), 8, false)?;
-        self.asm.load(T1, slot);
+        let slot = self.access(insn, &self.top(), insn.word.into(), false)?;
+        self.load_word(T1, slot, insn.word);
         let dropped = if insn.i.op_count() > 0 { i32::from(insn.i.immediate16()) } else { 0 };
-        self.look_up(insn.offset, insn.end(), 8 + dropped);
+        self.look_up(insn.offset, insn.end(), i32::from(insn.word) + dropped);
         Ok(())
     }
 
-    fn operand(&mut self, insn: &Insn, size: u32, write: bool) -> Result<Mem, Refused> {
-        let address = Address::of(&insn.i).ok_or(Refused)?;
-        self.access(insn, &address, size, write)
+    fn operand(&mut self, insn: &Insn, size: u8) -> Result<Mem, Refused> {
+        let address = Address::of(&insn.i, self.region.mode).ok_or(Refused)?;
+        self.access(insn, &address, size.into(), false)
     }
 
-    /// Reads a 64-bit guest register.
+    /// Reads a guest register, zero-extended.
     fn read(&mut self, to: Reg, register: Register) {
-        match place(register.number() as Reg) {
-            Place::Host(from) => self.asm.mov(to, from),
-            Place::Home(home) => self.asm.load(to, home),
+        match (place(register.number() as Reg), register.size()) {
+            (Place::Host(from), 2) => self.asm.zero_extend16(to, from),
+            (Place::Host(from), _) => self.asm.mov(to, from),
+            (Place::Home(home), _) => self.asm.load(to, home),
         }
     }
 
     pub(super) fn push(&mut self, insn: &Insn) -> Result<(), Refused> {
-        let below = Address::off(RSP, -8);
+        let (below, word) = (self.below(insn), insn.word);
         match insn.i.op0_kind() {
             OpKind::Register => {
-                let slot = self.access(insn, &below, 8, true)?;
+                let slot = self.access(insn, &below, word.into(), true)?;
                 match place(insn.i.op0_register().number() as Reg) {
-                    Place::Host(from) => self.asm.store(slot, from),
+                    Place::Host(from) => self.store_word(slot, from, word),
                     Place::Home(home) => {
                         self.asm.load(T0, home);
                         self.asm.store(slot, T0);
@@ -383,47 +487,66 @@ impl Job<'_> {
             }
             OpKind::Memory => {
                 let scratch = field(offset_of!(Frame, scratch));
-                let operand = self.operand(insn, 8, false)?;
-                self.asm.load(T0, operand);
+                let operand = self.operand(insn, word)?;
+                self.load_word(T0, operand, word);
                 self.asm.store(scratch, T0);
-                let slot = self.access(insn, &below, 8, true)?;
+                let slot = self.access(insn, &below, word.into(), true)?;
                 self.asm.load(T0, scratch);
-                self.asm.store(slot, T0);
+                self.store_word(slot, T0, word);
             }
             _ => {
-                let value = i32::try_from(insn.i.immediate(0).cast_signed()).map_err(|_| Refused)?;
-                let slot = self.access(insn, &below, 8, true)?;
-                // MOV of a sign-extended immediate.
-                self.asm.rm(true, &[0xc7], 0, slot);
-                self.asm.raw(&value.to_le_bytes());
+                let value = (insn.i.immediate(0) as u32).to_le_bytes();
+                let slot = self.access(insn, &below, word.into(), true)?;
+                if word == 2 {
+                    self.asm.rm(false, &[0x66, 0xc7], 0, slot);
+                    self.asm.raw(&value[..2]);
+                } else {
+                    // MOV of a sign-extended immediate.
+                    self.asm.rm(word == 8, &[0xc7], 0, slot);
+                    self.asm.raw(&value);
+                }
             }
         }
-        self.move_stack(-8);
+        self.move_stack(-i32::from(word));
         Ok(())
     }
 
     pub(super) fn pop(&mut self, insn: &Insn) -> Result<(), Refused> {
-        let slot = self.access(insn, &Address::off(RSP, 0), 8, false)?;
+        let slot = self.access(insn, &self.top(), insn.word.into(), false)?;
         match place(insn.i.op0_register().number() as Reg) {
             Place::Host(STACK_POINTER) => {
-                self.asm.load(STACK_POINTER, slot);
+                self.load_word(STACK_POINTER, slot, insn.word);
                 return Ok(());
             }
-            Place::Host(to) => self.asm.load(to, slot),
+            Place::Host(to) => self.load_part(to, slot, insn.word),
             Place::Home(home) => {
                 self.asm.load(T0, slot);
                 self.asm.store(home, T0);
             }
         }
-        self.move_stack(8);
+        self.move_stack(insn.word.into());
         Ok(())
     }
 
     pub(super) fn leave(&mut self, insn: &Insn) -> Result<(), Refused> {
-        let slot = self.access(insn, &Address::off(RBP, 0), 8, false)?;
-        self.asm.load(T0, slot);
-        self.asm.lea(STACK_POINTER, Mem::at(RBP, 8));
-        self.asm.mov(RBP, T0);
+        let slot = self.access(insn, &Address::off(RBP, 0, self.region.mode), insn.word.into(), false)?;
+        self.load_word(T0, slot, insn.word);
+        self.set_stack(Mem::at(RBP, insn.word.into()));
+        if insn.word == 2 {
+            // MOV of 16 bits.
+            self.asm.rr(false, &[0x66, 0x89], T0, RBP);
+        } else {
+            self.asm.mov(RBP, T0);
+        }
         Ok(())
+    }
+}
+
+/// Bytes of the count that LOOP and its like look at.
+fn count_size(i: &Instruction) -> u8 {
+    match i.code() {
+        Code::Loop_rel8_16_CX | Code::Loop_rel8_32_CX | Code::Jcxz_rel8_16 | Code::Jcxz_rel8_32 => 2,
+        Code::Loop_rel8_64_RCX | Code::Jrcxz_rel8_64 => 8,
+        _ => 4,
     }
 }

@@ -9,9 +9,10 @@
 //! one page that may be accessed goes on in code that checks each access, up to the next block; it is made when it is
 //! needed (see `Job::careful`).
 
+use super::legacy;
 use super::memory::bit_offset;
 use super::system::separates;
-use crate::classify::Class;
+use crate::classify::{Class, Mode};
 use crate::region::Insn;
 use crate::regs::{Place, place};
 use iced_x86::{Mnemonic, OpKind, Register};
@@ -101,12 +102,23 @@ struct Access {
 struct Values {
     registers: [Value; 16],
     next: u32,
+    mode: Mode,
 }
 
 impl Values {
-    fn new() -> Self {
+    fn new(mode: Mode) -> Self {
         let registers = std::array::from_fn(|n| Value { unknown: n as u32, distance: 0 });
-        Self { registers, next: 16 }
+        Self { registers, next: 16, mode }
+    }
+
+    /// Whether all of the register takes part in addresses.
+    fn whole(&self, register: Register) -> bool {
+        if self.mode.legacy.is_some() { register.is_gpr32() } else { register.is_gpr64() }
+    }
+
+    /// What is added to an address, which wraps at 4 GiB outside 64-bit mode.
+    fn signed(&self, value: u64) -> i64 {
+        if self.mode.legacy.is_some() { (value as u32).cast_signed().into() } else { value.cast_signed() }
     }
 
     fn of(&self, register: Register) -> Value {
@@ -119,32 +131,37 @@ impl Values {
 
     fn moved(&self, register: Register, by: i64) -> Value {
         let value = self.of(register);
-        Value { distance: value.distance.wrapping_add(by), ..value }
+        Value { distance: self.signed(value.distance.wrapping_add(by).cast_unsigned()), ..value }
     }
 
     /// The access of an instruction with just one.
     fn access(&self, insn: &Insn) -> Option<Access> {
-        let stack = |by: i64, write: bool| {
-            let value = self.of(Register::RSP);
+        let word = i64::from(insn.word);
+        let stack = |register: Register, by: i64, write: bool| {
+            let value = self.of(register);
             let key = Key { base: Some(value.unknown), index: None, segment: Register::None, page: false };
-            Some(Access { key, base: value.distance, offset: value.distance + by, size: 8, write })
+            let offset = self.moved(register, by).distance;
+            Some(Access { key, base: value.distance, offset, size: word, write })
         };
         let i = &insn.i;
         match insn.class {
-            Class::Push if i.op0_kind() != OpKind::Memory => stack(-8, true),
-            Class::Call => stack(-8, true),
-            Class::Pop | Class::Ret => stack(0, false),
-            Class::Leave => {
-                let value = self.of(Register::RBP);
-                let key = Key { base: Some(value.unknown), index: None, segment: Register::None, page: false };
-                Some(Access { key, base: value.distance, offset: value.distance, size: 8, write: false })
-            }
+            Class::Push if i.op0_kind() != OpKind::Memory => stack(Register::RSP, -word, true),
+            Class::Call => stack(Register::RSP, -word, true),
+            Class::Pop | Class::Ret => stack(Register::RSP, 0, false),
+            Class::Leave => stack(Register::RBP, 0, false),
             Class::Plain if bit_offset(i).is_none() => {
                 let write = insn.memory?;
                 let register = i.memory_base();
-                let base = register.is_gpr64().then(|| self.of(register));
+                let base = self.whole(register).then(|| self.of(register));
                 let index = i.memory_index();
-                if index.is_gpr64() && matches!(place(index.number() as u8), Place::Home(_)) {
+                if let Some(legacy) = self.mode.legacy {
+                    let whole = |register: Register| register == Register::None || self.whole(register);
+                    let short = base.is_none() && i.memory_displ_size() == 2;
+                    if !legacy::is_flat(i.memory_segment(), legacy) || short || !whole(register) || !whole(index) {
+                        return None;
+                    }
+                }
+                if self.whole(index) && matches!(place(index.number() as u8), Place::Home(_)) {
                     return None;
                 }
                 let segment = match i.memory_segment() {
@@ -153,12 +170,13 @@ impl Values {
                 };
                 let key = Key {
                     base: base.map(|value| value.unknown),
-                    index: index.is_gpr64().then(|| (self.of(index), i.memory_index_scale())),
+                    index: self.whole(index).then(|| (self.of(index), i.memory_index_scale())),
                     segment,
                     page: register == Register::RIP,
                 };
                 let base = base.map_or(0, |value| value.distance);
-                let offset = base.wrapping_add(i.memory_displacement64().cast_signed());
+                let offset = base.wrapping_add(self.signed(i.memory_displacement64()));
+                let offset = self.signed(offset.cast_unsigned());
                 Some(Access { key, base, offset, size: i.memory_size().size() as i64, write })
             }
             _ => None,
@@ -168,19 +186,21 @@ impl Values {
     /// What registers hold after `insn`.
     fn step(&mut self, insn: &Insn) {
         let i = &insn.i;
+        let word = i64::from(insn.word);
+        let stack = |from: Register, by: i64| Some((Register::RSP, self.moved(from, by)));
         let known = match insn.class {
-            Class::Push => Some((Register::RSP, self.moved(Register::RSP, -8))),
-            Class::Pop if i.op0_register() != Register::RSP => Some((Register::RSP, self.moved(Register::RSP, 8))),
-            Class::Leave => Some((Register::RSP, self.moved(Register::RBP, 8))),
-            Class::Lea if i.op0_register().is_gpr64() && i.memory_index() == Register::None => {
+            Class::Push => stack(Register::RSP, -word),
+            Class::Pop if i.op0_register().full_register() != Register::RSP => stack(Register::RSP, word),
+            Class::Leave => stack(Register::RBP, word),
+            Class::Lea if self.whole(i.op0_register()) && i.memory_index() == Register::None => {
                 let base = i.memory_base();
-                let by = i.memory_displacement64().cast_signed();
-                base.is_gpr64().then(|| (i.op0_register(), self.moved(base, by)))
+                let by = self.signed(i.memory_displacement64());
+                self.whole(base).then(|| (i.op0_register(), self.moved(base, by)))
             }
-            Class::Plain if i.op_count() > 0 && i.op0_kind() == OpKind::Register && i.op0_register().is_gpr64() => {
+            Class::Plain if i.op_count() > 0 && i.op0_kind() == OpKind::Register && self.whole(i.op0_register()) => {
                 let to = i.op0_register();
                 let immediate = i.op_count() > 1 && i.op1_kind() != OpKind::Register && i.op1_kind() != OpKind::Memory;
-                let by = if immediate { i.immediate(1).cast_signed() } else { 0 };
+                let by = if immediate { self.signed(i.immediate(1)) } else { 0 };
                 match i.mnemonic() {
                     Mnemonic::Add if immediate => Some((to, self.moved(to, by))),
                     Mnemonic::Sub if immediate => Some((to, self.moved(to, by.wrapping_neg()))),
@@ -203,11 +223,15 @@ impl Values {
 }
 
 impl Plan {
-    /// For a block's instructions.
+    /// For a block's instructions, which are code of `mode`.
     #[must_use]
-    pub fn of(insns: &[Insn]) -> Self {
+    pub fn of(insns: &[Insn], mode: Mode) -> Self {
         let mut plan = Self { members: vec![None; insns.len()], ..Self::default() };
-        let mut values = Values::new();
+        // Whose segments have limits are checked one by one, as are the short addresses of 16-bit code.
+        if mode.legacy.is_some_and(|legacy| !legacy.flat || !legacy.wide) {
+            return plan;
+        }
+        let mut values = Values::new(mode);
         // Groups from here on may still grow.
         let mut open = 0;
         for (n, insn) in insns.iter().enumerate() {

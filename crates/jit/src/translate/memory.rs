@@ -15,12 +15,13 @@
 //! Neither the entry nor the addend depends on the address, so the processor predicts its way past the check.
 
 use super::groups::Member;
+use super::legacy::{self, Narrow};
 use super::{Cold, Job, Refused, State};
 use crate::asm::{Cond, Mem, Reg};
-use crate::classify::Units;
+use crate::classify::{Mode, Units};
 use crate::frame::{Frame, SLOTS};
 use crate::region::Insn;
-use crate::regs::{Place, T0, T1, field, place};
+use crate::regs::{Place, T0, T1, T2, field, place};
 use crate::sites::{self, Kind};
 use crate::stats::Inline;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
@@ -30,17 +31,19 @@ use std::mem::offset_of;
 /// An effective address in guest terms.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Address {
-    base: Option<Place>,
+    pub base: Option<Place>,
     /// And log2 of its scale.
-    index: Option<(Place, u8)>,
-    disp: i32,
+    pub index: Option<(Place, u8)>,
+    pub disp: i32,
     /// The page's address in the frame, for operands relative to RIP.
-    page: Option<Mem>,
+    pub page: Option<Mem>,
     /// The base of FS or GS in the frame.
-    segment: Option<Mem>,
+    pub segment: Option<Mem>,
     /// A register that counts bits from there, and its size in bytes: BT and its like. The host adds it by itself, but
     /// it decides which word is accessed.
-    bits: Option<(Place, u8)>,
+    pub bits: Option<(Place, u8)>,
+    /// In 32- and 16-bit code.
+    pub narrow: Option<Narrow>,
 }
 
 /// The register operand of BT and its like with a memory operand.
@@ -80,7 +83,10 @@ fn ahead(insn: &Insn, size: u32, write: bool) -> u8 {
 
 impl Address {
     /// Of the memory operand of `i`. `None`: it has no form here.
-    pub fn of(i: &Instruction) -> Option<Self> {
+    pub fn of(i: &Instruction, mode: Mode) -> Option<Self> {
+        if let Some(legacy) = mode.legacy {
+            return legacy::address(i, legacy);
+        }
         let disp = i32::try_from(i.memory_displacement64().cast_signed()).ok()?;
         let segment = match i.memory_segment() {
             Register::FS => Some(field(offset_of!(Frame, fs))),
@@ -91,7 +97,7 @@ impl Address {
             bit_offset(i).map(|register| (place(register.full_register().number() as Reg), register.size() as u8));
         if i.memory_base() == Register::RIP {
             let page = Some(field(offset_of!(Frame, base)));
-            return Some(Self { base: None, index: None, disp, page, segment, bits });
+            return Some(Self { base: None, index: None, disp, page, segment, bits, narrow: None });
         }
         let guest = |register: Register| register.is_gpr64().then(|| place(register.number() as Reg));
         let base = match i.memory_base() {
@@ -102,12 +108,13 @@ impl Address {
             Register::None => None,
             register => Some((guest(register)?, i.memory_index_scale().trailing_zeros() as u8)),
         };
-        Some(Self { base, index, disp, page: None, segment, bits })
+        Some(Self { base, index, disp, page: None, segment, bits, narrow: None })
     }
 
-    /// `disp` bytes from guest register `register`.
-    pub fn off(register: Reg, disp: i32) -> Self {
-        Self { base: Some(place(register)), index: None, disp, page: None, segment: None, bits: None }
+    /// On the stack, `disp` bytes from guest register `register`.
+    pub fn off(register: Reg, disp: i32, mode: Mode) -> Self {
+        let narrow = mode.legacy.map(legacy::stack);
+        Self { base: Some(place(register)), index: None, disp, page: None, segment: None, bits: None, narrow }
     }
 }
 
@@ -198,22 +205,33 @@ impl Job<'_> {
             insn.end(),
             Kind::Access { size: size as u8, write, ahead: ahead(insn, size, write) },
         );
-        self.check(site, address, size, write, None);
+        self.check(site, address, size, write, None)?;
         self.accesses.push(site);
         self.resident = None;
         Ok(self.translated(address))
     }
 
     /// The check itself: leaves the addend in T1. `group`: where the flags are if it is one for a group.
-    fn check(&mut self, site: u32, address: &Address, size: u32, write: bool, group: Option<State>) {
+    fn check(
+        &mut self,
+        site: u32,
+        address: &Address,
+        size: u32,
+        write: bool,
+        group: Option<State>,
+    ) -> Result<(), Refused> {
         self.sites.covers(self.asm.here(), site);
         self.count(offset_of!(Inline, accesses));
         let (retry, at, hit) = (self.asm.label(), self.asm.label(), self.asm.label());
         let limit = 4096 - size;
         self.asm.bind(retry);
-        self.effective(address);
-        if let Some((bits, size)) = address.bits {
-            self.add_words(bits, size);
+        if let Some(narrow) = address.narrow {
+            self.narrow(address, narrow, site, size, write)?;
+        } else {
+            self.effective(address);
+            if let Some((bits, size)) = address.bits {
+                self.add_words(bits, size);
+            }
         }
         self.asm.load32(T1, field(SLOTS + 4 * site as usize));
         self.asm.sub_mem(T0, Mem::gs(T1, if write { Entry::WRITE } else { Entry::READ } as i32));
@@ -222,6 +240,7 @@ impl Job<'_> {
         self.asm.load(T1, Mem::gs(T1, Entry::ADDEND as i32));
         self.asm.bind(hit);
         self.cold.push(Cold::Access { at, site, size, write, retry, hit, group });
+        Ok(())
     }
 
     /// Adds to T0 the words of `size` (4 or 8) bytes that a bit offset spans. Uses T1.
@@ -276,7 +295,10 @@ impl Job<'_> {
             };
             let site = self.site(insn.offset, insn.end(), Kind::Group(kind));
             let lowest = Address { disp: low, ..*address };
-            self.check(site, &lowest, group.span().into(), group.write, Some(self.state));
+            self.check(site, &lowest, group.span().into(), group.write, Some(self.state))?;
+            if address.narrow.is_some() {
+                self.asm.add(T1, T2);
+            }
             self.resident = Some((member.group, None));
             if let Some(kept) = kept {
                 self.asm.store(kept, T1);
@@ -288,6 +310,11 @@ impl Job<'_> {
                 self.asm.load(T1, kept.ok_or(Refused)?);
                 self.resident = Some((member.group, None));
             }
+        }
+        if address.narrow.is_some() {
+            // T1 is the host's address of the group's lowest byte.
+            let from = address.disp.wrapping_add(member.delta);
+            return Ok(Mem::at(T1, i32::try_from(i64::from(from) - group.low()).map_err(|_| Refused)?));
         }
         let base = self.resident.and_then(|(_, base)| base);
         if simple && base.is_none() {
@@ -328,7 +355,10 @@ impl Job<'_> {
 
     /// The operand, given the addend in T1. May use T0 in between.
     fn translated(&mut self, address: &Address) -> Mem {
-        let Address { base, index, disp, page, segment, .. } = *address;
+        let Address { base, index, disp, page, segment, narrow, .. } = *address;
+        if narrow.is_some() {
+            return Mem::at(T2, 0).index(T1, 0);
+        }
         for from in [page, segment].into_iter().flatten() {
             self.asm.add_mem(T1, from);
         }

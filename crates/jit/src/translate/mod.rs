@@ -6,6 +6,7 @@
 
 mod control;
 pub mod groups;
+mod legacy;
 mod memory;
 mod plain;
 mod special;
@@ -304,7 +305,7 @@ impl<'a> Job<'a> {
             Entry::Inherited => *self.entry.get(n).ok_or(Refused)?,
         };
         let insns = region.insns(block);
-        self.plan = if self.grouping { Plan::of(insns) } else { Plan::default() };
+        self.plan = if self.grouping { Plan::of(insns, region.mode) } else { Plan::default() };
         self.resident = None;
         for (k, insn) in insns.iter().enumerate() {
             self.at = k;

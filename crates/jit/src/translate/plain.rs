@@ -1,21 +1,24 @@
 //! Instructions that the host executes: registers renamed, the memory operand replaced.
 
+use super::legacy::adapt;
 use super::memory::Address;
 use super::{Job, Refused};
 use crate::asm::{Mem, Reg};
+use crate::classify::Mode;
 use crate::flags::Undefined;
 use crate::frame::Frame;
 use crate::region::Insn;
 use crate::regs::{Place, T0, T1, field, place};
 use crate::thunks::SIZES;
-use iced_x86::{Instruction, OpAccess, OpKind, Register};
+use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 use std::mem::offset_of;
 
 /// Whether the instruction can be expressed with the registers that there are: at most as many operands without a
-/// host register as there are scratch registers, and AH, CH, DH, BH only where no REX prefix is needed.
+/// host register as there are scratch registers, and AH, CH, DH, BH only where no REX prefix is needed, or where they
+/// can be exchanged.
 #[must_use]
-pub fn fits(i: &Instruction, memory: bool) -> bool {
-    if memory && (Address::of(i).is_none() || !SIZES.contains(&(i.memory_size().size() as u32))) {
+pub fn fits(i: &Instruction, memory: bool, mode: Mode) -> bool {
+    if memory && (Address::of(i, mode).is_none() || !SIZES.contains(&(i.memory_size().size() as u32))) {
         return false;
     }
     let registers = || (0..i.op_count()).filter(|n| i.op_kind(*n) == OpKind::Register).map(|n| i.op_register(n));
@@ -29,20 +32,26 @@ pub fn fits(i: &Instruction, memory: bool) -> bool {
     }
     let high = general().any(is_high);
     let low = |register: Register| matches!(place(guest(register)), Place::Host(host) if host < 8);
-    !high || (!memory && general().all(low))
+    if memory { !high || exchanges(i, mode) } else { !high || general().all(low) }
 }
 
-fn is_high(register: Register) -> bool {
+/// Whether a high byte and the low one of its register can be exchanged for as long as `i` takes, which has a memory
+/// operand: where that cannot fault, no register is part of it, and no other operand is in either.
+fn exchanges(i: &Instruction, mode: Mode) -> bool {
+    mode.legacy.is_some() && i.mnemonic() != Mnemonic::Cmpxchg
+}
+
+pub(super) fn is_high(register: Register) -> bool {
     cpu::operand::is_high_byte(register)
 }
 
 /// Encoding of the guest register that `register` is, or is part of.
-fn guest(register: Register) -> Reg {
+pub(super) fn guest(register: Register) -> Reg {
     register.full_register().number() as Reg
 }
 
 /// The part of host register `host` that is like `like`.
-fn rename(like: Register, host: Reg) -> Register {
+pub(super) fn rename(like: Register, host: Reg) -> Register {
     let number = u32::from(host);
     match like.size() {
         1 if is_high(like) => like,
@@ -70,13 +79,16 @@ impl Job<'_> {
     pub(super) fn plain(&mut self, insn: &Insn) -> Result<(), Refused> {
         let mut out = insn.i;
         if let Some(write) = insn.memory {
-            let address = Address::of(&insn.i).ok_or(Refused)?;
+            let address = Address::of(&insn.i, self.region.mode).ok_or(Refused)?;
             let reads = self.reads_flags(insn);
             if reads && self.checks() {
                 self.keep_flags();
             }
             let operand = self.access(insn, &address, insn.i.memory_size().size() as u32, write)?;
             set_memory(&mut out, operand);
+            if let (Some(_), Some((bits, _))) = (address.narrow, address.bits) {
+                self.bit_in_word(bits)?;
+            }
             if reads {
                 self.need_flags();
             }
@@ -94,7 +106,10 @@ impl Job<'_> {
         if undefined == Some(Undefined::Before) {
             self.asm.compare_equals();
         }
+        let exchange = if self.region.mode.legacy.is_some() { adapt(insn, &mut out) } else { None };
+        self.asm.raw(exchange.as_ref().map_or(&[], |exchange| exchange));
         self.asm.instruction(self.encoder, &out).map_err(|_| Refused)?;
+        self.asm.raw(exchange.as_ref().map_or(&[], |exchange| exchange));
         if undefined == Some(Undefined::Behind) {
             self.asm.compare_equals();
         }
@@ -162,6 +177,11 @@ impl Job<'_> {
 
     /// LEA: no access, any number of registers without a host register.
     pub(super) fn lea(&mut self, insn: &Insn) -> Result<(), Refused> {
+        if let Some(address) = self.region.mode.legacy.and(Address::of(&insn.i, self.region.mode))
+            && let Some(narrow) = address.narrow
+        {
+            return self.lea_narrow(insn, &address, narrow);
+        }
         let mut out = insn.i;
         let i = &insn.i;
         let take = |job: &mut Self, register: Register, scratch: Reg| match place(guest(register)) {
@@ -183,8 +203,10 @@ impl Job<'_> {
                 out.set_memory_base(renamed);
             }
         }
-        self.resident = None;
         if i.memory_index() != Register::None {
+            if matches!(place(guest(i.memory_index())), Place::Home(_)) {
+                self.resident = None;
+            }
             let renamed = take(self, i.memory_index(), T1);
             out.set_memory_index(renamed);
         }
@@ -201,6 +223,7 @@ impl Job<'_> {
             Place::Home(home) => {
                 if register.size() == 2 {
                     // The rest of the register stays: computed in T1, which the address has no more need of then.
+                    self.resident = None;
                     out.set_op0_register(rename(register, T1));
                     self.asm.instruction(self.encoder, &out).map_err(|_| Refused)?;
                     self.asm.rm(false, &[0x66, 0x89], T1, home);

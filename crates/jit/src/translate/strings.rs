@@ -31,31 +31,31 @@ impl Job<'_> {
         let size = insn.i.memory_size().size() as u32;
         match insn.i.mnemonic() {
             Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
-                let to = self.access(insn, &Address::off(RDI, 0), size, true)?;
+                let to = self.access(insn, &Address::off(RDI, 0, self.region.mode), size, true)?;
                 self.sized(size, 0x88, RAX, to);
                 self.advance(RDI, size);
             }
             Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => {
-                let from = self.access(insn, &Address::off(RSI, 0), size, false)?;
+                let from = self.access(insn, &Address::off(RSI, 0, self.region.mode), size, false)?;
                 self.sized(size, 0x8a, RAX, from);
                 self.advance(RSI, size);
             }
             Mnemonic::Movsb | Mnemonic::Movsw | Mnemonic::Movsd | Mnemonic::Movsq => {
                 self.source(insn, size)?;
-                let to = self.access(insn, &Address::off(RDI, 0), size, true)?;
+                let to = self.access(insn, &Address::off(RDI, 0, self.region.mode), size, true)?;
                 self.asm.load(T0, field(offset_of!(Frame, scratch)));
                 self.sized(size, 0x88, T0, to);
                 self.advance(RSI, size);
                 self.advance(RDI, size);
             }
             Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq => {
-                let with = self.access(insn, &Address::off(RDI, 0), size, false)?;
+                let with = self.access(insn, &Address::off(RDI, 0, self.region.mode), size, false)?;
                 self.sized(size, 0x3a, RAX, with);
                 self.advance(RDI, size);
             }
             Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => {
                 self.source(insn, size)?;
-                let with = self.access(insn, &Address::off(RDI, 0), size, false)?;
+                let with = self.access(insn, &Address::off(RDI, 0, self.region.mode), size, false)?;
                 self.asm.load(T0, field(offset_of!(Frame, scratch)));
                 self.sized(size, 0x3a, T0, with);
                 self.advance(RSI, size);
@@ -68,7 +68,7 @@ impl Job<'_> {
 
     /// Puts the element at RSI where it is found again after another access has been checked.
     fn source(&mut self, insn: &Insn, size: u32) -> Result<(), Refused> {
-        let from = self.access(insn, &Address::off(RSI, 0), size, false)?;
+        let from = self.access(insn, &Address::off(RSI, 0, self.region.mode), size, false)?;
         self.sized(size, 0x8a, T0, from);
         self.asm.store(field(offset_of!(Frame, scratch)), T0);
         Ok(())

@@ -3,13 +3,12 @@
 //!
 //! They change the vCPU where it is. What needs CPL 0 is here for CPL 0 only: see `classify`.
 
-use super::memory::Address;
 use super::{Cold, Job, Refused, State};
-use crate::asm::{Cond, Label, Mem, RSP};
+use crate::asm::{Cond, Label, Mem};
 use crate::classify::Class;
 use crate::frame::Frame;
 use crate::region::{Block, Goal, Insn};
-use crate::regs::{STACK_POINTER, T0, T1, field, vcpu};
+use crate::regs::{T0, T1, field, vcpu};
 use crate::sites::Kind;
 use cpu::Cpu;
 use cpu::state::GS;
@@ -33,7 +32,7 @@ const SYSTEM_FLAGS: Mem = vcpu(offset_of!(Cpu, system_flags));
 impl Job<'_> {
     pub(super) fn system(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
         match insn.i.mnemonic() {
-            Mnemonic::Pushfq => return self.pushf(insn),
+            Mnemonic::Pushfq | Mnemonic::Pushfd | Mnemonic::Pushf => return self.pushf(insn),
             Mnemonic::Popfq => return self.popf(insn),
             Mnemonic::Sti => return self.sti(n, insn),
             Mnemonic::Swapgs => self.swapgs(),
@@ -166,7 +165,7 @@ impl Job<'_> {
     /// The interpreter's if more than flags changes: single step, alignment checks, interrupts that wait.
     fn popf(&mut self, insn: &Insn) -> Result<(), Refused> {
         let scratch = field(offset_of!(Frame, scratch));
-        let slot = self.access(insn, &Address::off(RSP, 0), 8, false)?;
+        let slot = self.access(insn, &self.top(), 8, false)?;
         let at = self.leave_by(insn);
         self.asm.load(T1, slot);
         self.load_vcpu();
@@ -198,7 +197,7 @@ impl Job<'_> {
         self.asm.and_imm(T1, 1);
         self.asm.rm(false, &[0x09], T1, field(offset_of!(Frame, flags)));
         self.resident = None;
-        self.asm.lea(STACK_POINTER, Mem::at(STACK_POINTER, 8));
+        self.move_stack(8);
         self.state = State::FRAME;
         self.need_flags();
         Ok(())
@@ -233,10 +232,10 @@ impl Job<'_> {
         self.asm.store(scratch, T1);
         self.state.rflags = false;
         self.resident = None;
-        let slot = self.access(insn, &Address::off(RSP, -8), 8, true)?;
+        let slot = self.access(insn, &self.below(insn), insn.word.into(), true)?;
         self.asm.load(T0, scratch);
-        self.asm.store(slot, T0);
-        self.asm.lea(STACK_POINTER, Mem::at(STACK_POINTER, -8));
+        self.store_word(slot, T0, insn.word);
+        self.move_stack(-i32::from(insn.word));
         Ok(())
     }
 }

@@ -177,11 +177,11 @@ fn general_detect_is_a_fault() {
 fn machine_status_word() {
     let mut board = board("max");
     board.protected_mode();
-    board.cpu.regs[RAX] = 0xffff_ffff_0000_0008;
+    board.cpu.regs[RAX] = 0xffff_0008;
     board.execute(&[0x0f, 0x01, 0xf0]).unwrap();
     assert_eq!(board.cpu.cr0.into_bits(), 0x19, "lmsw sets TS and cannot clear PE");
     board.execute(&[0x66, 0x0f, 0x01, 0xe0]).unwrap();
-    assert_eq!(board.cpu.regs[RAX], 0xffff_ffff_0000_0019, "16-bit smsw keeps the rest");
+    assert_eq!(board.cpu.regs[RAX], 0xffff_0019, "16-bit smsw keeps the rest");
     board.execute(&[0x0f, 0x01, 0xe0]).unwrap();
     assert_eq!(board.cpu.regs[RAX], 0x19);
     board.execute(&[0x0f, 0x06]).unwrap();

@@ -181,8 +181,10 @@ fn iretq_may_go_to_compatibility_mode() {
     let mut board = machine(true, 0);
     board.poke(GDT + u64::from(FREE), &[descriptor(0, 0xf_ffff, 0xfb, 0xc)]);
     let code = FREE | 3;
-    board.poke(STACK, &[0x9000, code.into(), 0x202, 0x5_0000, DATA3.into()]);
+    board.poke(STACK, &[0x9000, code.into(), 0x202, 0x1_0005_0000, DATA3.into()]);
+    (board.cpu.regs[0], board.cpu.regs[7], board.cpu.regs[8]) = (1 << 32, (1 << 32) - 1, 1 << 32);
     assert_eq!(board.execute(&[0x48, 0xcf]), Ok(Flow::Jump));
+    assert_eq!([0, 7, 8].map(|n| board.cpu.regs[n]), [0, (1 << 32) - 1, 1 << 32], "upper halves, R8");
     assert_eq!((at(&board), board.cpu.code_size, board.cpu.regs[RSP]), ((code, 0x9000, 3), CodeSize::Bits32, 0x5_0000));
     // A null SS is for 64-bit code below level 3 only.
     let mut board = machine(true, 0);

@@ -323,7 +323,7 @@ fn real_mode_uses_the_vector_table() {
     let mut board = board("max");
     board.cpu.reset();
     board.cpu.seg = [Segment::real_mode(0x100); 6];
-    board.cpu.regs[RSP] = 0xdead_0000_0002;
+    board.cpu.regs[RSP] = 0xdead_0002;
     board.cpu.regs[RIP] = 0x50;
     board.cpu.update_mode();
     board.cpu.set_rflags(0x4_0302, u64::MAX);
@@ -331,12 +331,12 @@ fn real_mode_uses_the_vector_table() {
     assert_eq!(board.execute(&[0xcd, 0x21]), Ok(Flow::Jump));
     let cpu = &board.cpu;
     assert_eq!((cpu.seg[CS].selector.into_bits(), cpu.seg[CS].base, cpu.rip()), (0x2000, 0x2_0000, 0x123));
-    assert_eq!(cpu.regs[RSP], 0xdead_0000_fffc, "SP wraps, the rest of RSP stays");
+    assert_eq!(cpu.regs[RSP], 0xdead_fffc, "SP wraps, the rest of RSP stays");
     assert_eq!(cpu.rflags().into_bits(), 2, "IF, TF, AC and RF are cleared");
     assert_eq!(board.peek(0x1000) & 0xffff, 0x302);
     assert_eq!(board.words(0x1_0ffc, 2), [0x52, 0x100]);
     assert_eq!(board.execute(&[0xcf]), Ok(Flow::Jump));
-    assert_eq!((board.cpu.seg[CS].base, board.cpu.rip(), board.cpu.regs[RSP]), (0x1000, 0x52, 0xdead_0000_0002));
+    assert_eq!((board.cpu.seg[CS].base, board.cpu.rip(), board.cpu.regs[RSP]), (0x1000, 0x52, 0xdead_0002));
     assert_eq!(board.cpu.rflags().into_bits(), 0x302);
     // Beyond the table's limit.
     board.cpu.idtr.limit = 0x83;
