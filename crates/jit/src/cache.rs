@@ -254,7 +254,11 @@ impl Cache {
                     self.turn_away(old);
                 }
                 if let Some(second) = door.second {
-                    self.page(second).beyond.push(key);
+                    // Code may have come and gone here again and again.
+                    let beyond = &mut self.page(second).beyond;
+                    if !beyond.contains(&key) {
+                        beyond.push(key);
+                    }
                 }
             }
         }

@@ -3,6 +3,7 @@
 mod coverage;
 mod faults;
 mod host;
+mod regressions;
 mod tiers;
 
 use lockstep::tier::{Interpreted, Stepped, Tier, Translated};
