@@ -9,6 +9,7 @@
 
 use crate::legacy::Bounds;
 use crate::stats::Inline;
+use crate::thunks::Crossing;
 use cpu::hooks::Kick;
 use host::signal::Landing;
 use memory::tlb::View;
@@ -77,6 +78,8 @@ pub struct Frame {
     pub time: u64,
     /// The TLB's tables for a supervisor with AC clear, and with it set.
     pub tables: [View; 2],
+    /// Where SYSCALL and SYSRET lead.
+    pub crossings: [Crossing; 2],
     /// RSP of the caller.
     pub host_rsp: u64,
     /// Where to enter.
@@ -95,6 +98,8 @@ pub struct Frame {
     pub fault_flags: u64,
     /// What translated code counts, if it does.
     pub inline: Inline,
+    /// Not zero: SYSCALL or SYSRET has been executed.
+    pub crossed: u32,
     /// Not zero: the vector registers and MXCSR are the guest's.
     pub vector_live: u32,
     /// Not zero: the x87 registers are the guest's.

@@ -222,6 +222,8 @@ impl Names {
             missed,
             strings,
             time,
+            syscall,
+            sysret,
         } = *host.thunks;
         let mut code: HashMap<u64, String> = HashMap::new();
         let mut name = |at: usize, name: String| code.insert(host.base.wrapping_add(at as u64), name);
@@ -238,6 +240,8 @@ impl Names {
             (load_vector, "load_vector"),
             (load_x87, "load_x87"),
             (time, "time"),
+            (syscall, "syscall"),
+            (sysret, "sysret"),
         ];
         for (at, thunk) in shared {
             name(at, thunk.to_owned());

@@ -44,6 +44,8 @@ pub struct Jit {
     threshold: u16,
     /// The TLB table that GS points to.
     table: u64,
+    /// The STAR for which the frame has segments.
+    star: Option<u64>,
     /// Names code segments, such that a guest cannot guess it.
     names: RandomState,
     /// The name of the current one; 0: all addresses in order.
@@ -72,7 +74,7 @@ impl Jit {
     /// The host gives no memory.
     pub fn new(config: Config) -> Result<Self, crate::Error> {
         let (cache, threshold) = (Cache::new(config.cache)?, config.threshold.max(1));
-        Ok(Self { cache, threshold, table: 0, names: RandomState::new(), code_segment: 0 })
+        Ok(Self { cache, threshold, table: 0, star: None, names: RandomState::new(), code_segment: 0 })
     }
 
     /// Runs the vCPU until something stops it, as [`Cpu::run`] does.
@@ -107,7 +109,10 @@ impl Jit {
     }
 
     /// Enters translated code at `target`, a host address.
-    fn enter(&mut self, cpu: &mut Cpu, stamp: u64, target: u64) -> Reason {
+    ///
+    /// SYSCALL and SYSRET may change `mode` on the way.
+    fn enter(&mut self, cpu: &mut Cpu, mode: &mut Mode, target: u64) -> Reason {
+        let stamp = self.stamp(cpu, *mode);
         let view = cpu.mmu.view();
         let table = view.base.addr() as u64;
         if table != self.table {
@@ -124,9 +129,22 @@ impl Jit {
         f.tlb_mask = view.mask;
         f.address = cpu.rip() ^ stamp;
         let access = cpu.system_flags.alignment_check();
-        if cpu.cpl != 3 {
-            f.tables = cpu.mmu.supervisor_views();
+        let [kernel, kernel_ac, user] = cpu.mmu.views();
+        f.tables = [kernel, kernel_ac];
+        if mode.legacy.is_none() {
+            let stamps = cpu.mmu.fetch_stamps();
+            for (n, (crossing, view)) in f.crossings.iter_mut().zip([kernel, user]).enumerate() {
+                crossing.stamp = combined(stamps[n], Mode { user: n == 1, ..*mode });
+                crossing.view = view;
+            }
+            if self.star != Some(cpu.msrs.star) {
+                self.star = Some(cpu.msrs.star);
+                for (crossing, segments) in f.crossings.iter_mut().zip(cpu.syscall_segments()) {
+                    crossing.segments = segments;
+                }
+            }
         }
+        f.crossed = 0;
         f.target = target;
         cpu.vector.set_image_mxcsr(host::vector::MXCSR_DEFAULT);
         // FXSAVE would leave the host's own addresses there.
@@ -143,9 +161,10 @@ impl Jit {
         // SAFETY: translated code has been left.
         let f: &mut Frame = unsafe { &mut *frame };
         cpu.status = join_flags(f.flags);
-        if cpu.system_flags.alignment_check() != access {
-            self.table = f.tables[usize::from(!access)].base.addr() as u64;
+        if f.crossed != 0 || cpu.system_flags.alignment_check() != access {
             cpu.update_mode();
+            *mode = Mode::of(cpu);
+            self.table = cpu.mmu.view().base.addr() as u64;
         }
         match f.reason {
             0 => Reason::Interpret,
@@ -167,8 +186,7 @@ impl Jit {
     /// code segments.
     #[inline(always)]
     fn stamp(&self, cpu: &Cpu, mode: Mode) -> u64 {
-        let stamp = cpu.mmu.fetch_stamp().wrapping_add(mode.bits().wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        stamp.wrapping_add(self.code_segment)
+        combined(cpu.mmu.fetch_stamp(), mode).wrapping_add(self.code_segment)
     }
 
     /// Takes note of the segments, which stay as they are until [`Tier::run`] returns.
@@ -382,6 +400,12 @@ fn with_code<T>(
     f(&code, &known)
 }
 
+/// A fetch stamp combined with a mode.
+#[inline(always)]
+fn combined(stamp: u64, mode: Mode) -> u64 {
+    stamp.wrapping_add(mode.bits().wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
 /// Whether `gva` is a multiple of `alignment`, which is a power of two, or 0 for never.
 fn aligned(gva: Gva, alignment: u8) -> bool {
     alignment != 0 && gva.0 & u64::from(alignment - 1) == 0
@@ -417,7 +441,7 @@ impl Tier for Jit {
         for page in interpreter.overwritten.iter_mut().flat_map(std::mem::take) {
             self.cache.drop_page(page);
         }
-        let mode = Mode::of(cpu);
+        let mut mode = Mode::of(cpu);
         self.take_segments(cpu, mode);
         let mut patch = None;
         let mut way = Way::Find;
@@ -446,7 +470,7 @@ impl Tier for Jit {
                     self.resume(site.units)
                 }
             };
-            let reason = self.enter(cpu, self.stamp(cpu, mode), target);
+            let reason = self.enter(cpu, &mut mode, target);
             let number = match reason {
                 Reason::Fault => {
                     let pc = self.frame().landing.pc.wrapping_sub(self.cache.host(0));

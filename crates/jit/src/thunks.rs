@@ -4,9 +4,11 @@
 //! always finds the vCPU complete. Vector and x87 registers are loaded when code that uses them is entered, and
 //! stored on the way out if they were. Rust gets the host's MXCSR and x87 unit, DF and AC clear, upper halves zero.
 
+mod crossing;
 mod strings;
 mod time;
 
+pub use crossing::Crossing;
 pub use strings::Strings;
 pub use time::TIME;
 
@@ -74,6 +76,10 @@ pub struct Thunks {
     pub missed: usize,
     /// To be called for RDTSC.
     pub time: usize,
+    /// To be jumped to for SYSCALL with the address behind it in T1, the site's number on the stack.
+    pub syscall: usize,
+    /// The same for SYSRET to 64-bit code, without an address.
+    pub sysret: usize,
     /// Repeated string instructions.
     pub strings: Strings,
 }
@@ -143,6 +149,8 @@ impl Thunks {
             }
             thunks.group[n] = access(None);
         }
+        thunks.syscall = crossing::syscall(&mut asm, thunks.interpret, thunks.jump);
+        thunks.sysret = crossing::sysret(&mut asm, thunks.interpret, thunks.jump);
         thunks.strings = Strings::emit(&mut asm, thunks.interpret);
         code.append(asm.finish()?.0)?;
         Some(thunks)

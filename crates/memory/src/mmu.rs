@@ -221,12 +221,12 @@ impl Mmu {
         self.view
     }
 
-    /// The main tables of the current PCID for a supervisor with RFLAGS.AC clear, and with it set. As for
-    /// [`Mmu::view`].
+    /// The main tables of the current PCID for a supervisor with RFLAGS.AC clear, and with it set, and for a program. As
+    /// for [`Mmu::view`].
     #[inline]
     #[must_use]
-    pub fn supervisor_views(&self) -> [View; 2] {
-        [Space::Kernel, Space::KernelAc].map(|space| self.tlb.view(self.effective(space)))
+    pub fn views(&self) -> [View; 3] {
+        [Space::Kernel, Space::KernelAc, Space::User].map(|space| self.tlb.view(self.effective(space)))
     }
 
     /// Where in the current table, in bytes from its base, is the entry by which a read (or write) of `size` (1 to

@@ -14,7 +14,7 @@ use iced_x86::{Instruction, Mnemonic};
 use x86::{Attributes, Exception, Segment, Selector, is_canonical};
 
 /// RFLAGS bits that SYSRET takes from R11: all but RF and VM.
-const SYSRET_FLAGS: u64 = 0x003c_7fd7;
+pub const SYSRET_FLAGS: u64 = 0x003c_7fd7;
 
 /// The kind of code segment to load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,17 +30,15 @@ impl Cpu {
 
     /// Loads CS and SS with flat segments, as these instructions do without looking at any descriptor.
     fn load_flat(&mut self, code: u16, stack: u16, cpl: u8, width: Width) {
-        let rights = Attributes::new().with_code_or_data(true).with_present(true).with_dpl(cpl).with_granular(true);
-        let flat = |selector: u16, attributes| Segment {
-            base: 0,
-            limit: u32::MAX,
-            selector: Selector::from_bits(selector),
-            attributes,
-        };
-        let code_rights = rights.with_kind(11).with_long(width == Width::Bits64).with_big(width == Width::Bits32);
-        self.seg[CS] = flat(code, code_rights);
-        self.seg[SS] = flat(stack, rights.with_kind(3).with_big(true));
+        [self.seg[CS], self.seg[SS]] = flat(code, stack, cpl, width);
         self.update_mode();
+    }
+
+    /// CS and SS as SYSCALL leaves them in 64-bit mode, and as SYSRET to 64-bit mode does.
+    #[must_use]
+    pub fn syscall_segments(&self) -> [[Segment; 2]; 2] {
+        let (user, stack) = (self.star(48, 16) | 3, self.star(48, 8) | 3);
+        [flat(self.star(32, 0) & !3, self.star(32, 8) & !3, 0, Width::Bits64), flat(user, stack, 3, Width::Bits64)]
     }
 
     /// SYSCALL and SYSRET: single step looks at TF as it is after the instruction.
@@ -55,6 +53,19 @@ impl Cpu {
     fn star(&self, shift: u32, add: u16) -> u16 {
         ((self.msrs.star >> shift) as u16).wrapping_add(add)
     }
+}
+
+/// CS and SS with these selectors.
+fn flat(code: u16, stack: u16, cpl: u8, width: Width) -> [Segment; 2] {
+    let rights = Attributes::new().with_code_or_data(true).with_present(true).with_dpl(cpl).with_granular(true);
+    let flat = |selector: u16, attributes| Segment {
+        base: 0,
+        limit: u32::MAX,
+        selector: Selector::from_bits(selector),
+        attributes,
+    };
+    let code_rights = rights.with_kind(11).with_long(width == Width::Bits64).with_big(width == Width::Bits32);
+    [flat(code, code_rights), flat(stack, rights.with_kind(3).with_big(true))]
 }
 
 fn require_syscall(cpu: &Cpu) -> Result<(), Exception> {

@@ -406,7 +406,8 @@ impl<'a> Job<'a> {
     fn interpret(&mut self, n: usize, insn: &Insn) {
         self.keep_flags();
         let site = self.site(insn.offset, insn.end(), Kind::Instruction);
-        self.go_out(site, self.thunks.interpret);
+        let thunk = self.crossing(insn).unwrap_or(self.thunks.interpret);
+        self.go_out(site, thunk);
         if let Some(block) = self.region.blocks.get(n) {
             self.pending.push((site, block.next));
         }

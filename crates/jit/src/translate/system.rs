@@ -12,7 +12,7 @@ use crate::regs::{T0, T1, field, vcpu};
 use crate::sites::Kind;
 use cpu::Cpu;
 use cpu::state::GS;
-use iced_x86::Mnemonic;
+use iced_x86::{Code, Mnemonic};
 use memory::tlb::View;
 use std::mem::{offset_of, size_of};
 use x86::{Rflags, Segment};
@@ -112,6 +112,23 @@ impl Job<'_> {
         self.load_vcpu();
         self.asm.or_imm32(SYSTEM_FLAGS, IF);
         Ok(())
+    }
+
+    /// The thunk for SYSCALL, or SYSRET to 64-bit code; what it finds in T1 is there.
+    pub(super) fn crossing(&mut self, insn: &Insn) -> Option<usize> {
+        let mode = self.region.mode;
+        if mode.legacy.is_some() || !host::gs::is_direct() {
+            return None;
+        }
+        match insn.i.code() {
+            Code::Syscall => {
+                self.asm.load(T1, field(offset_of!(Frame, base)));
+                self.asm.lea(T1, Mem::at(T1, insn.end().into()));
+                Some(self.thunks.syscall)
+            }
+            Code::Sysretq if !mode.user => Some(self.thunks.sysret),
+            _ => None,
+        }
     }
 
     /// No flag changes, no access is made.

@@ -2,6 +2,7 @@
 
 use super::{FetchPage, MemoryFault, Mmu, Origin};
 use crate::Gva;
+use crate::Space;
 use crate::map::Page;
 use crate::observe::AccessKind;
 use crate::tlb::WATCH;
@@ -15,6 +16,13 @@ impl Mmu {
     #[must_use]
     pub fn fetch_stamp(&self) -> u64 {
         self.stamp
+    }
+
+    /// What [`Mmu::fetch_stamp`] would be now for a supervisor, and for a program.
+    #[inline]
+    #[must_use]
+    pub fn fetch_stamps(&self) -> [u64; 2] {
+        [Space::Kernel, Space::User].map(|space| self.tlb.stamp(space))
     }
 
     /// Lets the caller rely on the translation of the page of `gva`, which it has just fetched from in the current
