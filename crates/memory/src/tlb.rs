@@ -79,8 +79,6 @@ pub struct Stats {
     pub hits: u64,
     /// Found in the victim table.
     pub victim_hits: u64,
-    /// Found in the table of another space of the same context.
-    pub shared_hits: u64,
     /// Found in the store of global pages.
     pub global_hits: u64,
     /// Walks of the page tables.
@@ -245,15 +243,9 @@ impl Tlb {
         Some(found)
     }
 
-    /// What is cached of `page` in another space of this context, or as a global page. Rights are not checked.
-    pub fn known(&mut self, space: Space, page: Gva) -> Option<Full> {
-        let context = &self.contexts[self.current];
-        let others = (0..3).filter(|other| *other != space as usize);
-        let shared = others.filter_map(|other| context.spaces.get(other)?.any(page)).next();
-        if shared.is_some() {
-            self.stats.shared_hits += 1;
-            return shared;
-        }
+    /// What is cached of `page` as a global page. Rights are not checked. The tables of the context's other spaces are not
+    /// asked: they know one page in a hundred of those that `space` lacks, and to look there costs more than a walk.
+    pub fn known(&mut self, page: Gva) -> Option<Full> {
         let global = self.globals.get(page)?;
         self.stats.global_hits += 1;
         Some(global)

@@ -138,7 +138,7 @@ impl Mmu {
         }
         let suits =
             |full: &Full| (full.rights.dirty || want != Want::Write) && self.paging.allows(full.rights, space, want);
-        let full = match self.tlb.known(space, gva.page()).filter(suits) {
+        let full = match self.tlb.known(gva.page()).filter(suits) {
             Some(full) => full,
             None => self.walk(origin, space, gva, want)?,
         };

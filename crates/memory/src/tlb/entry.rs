@@ -114,10 +114,6 @@ impl Entry {
         }
     }
 
-    pub(super) fn holds(&self, page: Gva) -> bool {
-        [Want::Read, Want::Write, Want::Execute].iter().any(|want| self.comparator(*want).flags(page).is_some())
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.read.has(INVALID) && self.write.has(INVALID) && self.execute.has(INVALID)
     }

@@ -105,15 +105,20 @@ pub(super) enum Writer {
     Unknown,
 }
 
+/// One cache line: every fill of the TLB with a writable page looks at one.
+#[derive(Clone, Debug)]
+#[repr(align(64))]
+struct Set([(Hva, Gva); WAYS]);
+
 /// Pairs of a host page and a page through which it may be written, in sets by a hash of the host page.
 #[derive(Debug)]
 pub(super) struct Writers {
-    sets: Box<[[(Hva, Gva); WAYS]]>,
+    sets: Box<[Set]>,
 }
 
 impl Default for Writers {
     fn default() -> Self {
-        Self { sets: vec![[Self::EMPTY; WAYS]; SETS].into_boxed_slice() }
+        Self { sets: vec![Set([Self::EMPTY; WAYS]); SETS].into_boxed_slice() }
     }
 }
 
@@ -124,19 +129,22 @@ impl Writers {
 
     fn set(&mut self, page: Hva) -> &mut [(Hva, Gva); WAYS] {
         let hash = (page.0 >> PAGE_SHIFT).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SETS.ilog2());
-        &mut self.sets[hash as usize & (SETS - 1)]
+        &mut self.sets[hash as usize & (SETS - 1)].0
     }
 
     /// The host page may be written through `gva` from now on.
     pub fn insert(&mut self, page: Hva, gva: Gva) {
         let set = self.set(page);
-        if set.contains(&(page, gva)) {
-            return;
+        for slot in set.iter_mut() {
+            if *slot == (page, gva) {
+                return;
+            }
+            if *slot == Self::EMPTY {
+                *slot = (page, gva);
+                return;
+            }
         }
-        match set.iter_mut().find(|slot| **slot == Self::EMPTY) {
-            Some(slot) => *slot = (page, gva),
-            None => *set = [Self::MORE; WAYS],
-        }
+        *set = [Self::MORE; WAYS];
     }
 
     /// Through which pages the host page may be written; after that it may not, unless that is unknown.
@@ -152,7 +160,7 @@ impl Writers {
     }
 
     pub fn clear(&mut self) {
-        self.sets.fill([Self::EMPTY; WAYS]);
+        self.sets.fill(Set([Self::EMPTY; WAYS]));
     }
 }
 

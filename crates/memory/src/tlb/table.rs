@@ -98,12 +98,6 @@ impl Table {
         Some((entry.comparator(want).flags(page)?, *full))
     }
 
-    /// What the main table knows of `page`, whatever it allows.
-    pub fn any(&self, page: Gva) -> Option<Full> {
-        let (entry, full) = self.slot(page)?;
-        entry.holds(page).then_some(*full)
-    }
-
     /// Looks among the victims; what is found changes places with what the main table has in its slot. No page is in
     /// both: a fill takes it from the victims.
     pub fn recall(&mut self, page: Gva, want: Want) -> Option<(u64, Full)> {
@@ -144,7 +138,7 @@ impl Table {
             self.double();
         }
         let grow = self.grow();
-        for (victim, _) in self.victims.iter_mut().filter(|(victim, _)| victim.holds(full.gva)) {
+        for (victim, _) in self.victims.iter_mut().filter(|(_, victim)| victim.gva == full.gva) {
             victim.invalidate();
         }
         self.large.insert(&full);
