@@ -4,11 +4,11 @@
 //! mappings of a page share it. When code in a page is overwritten all translations of the page go: whoever still
 //! enters them (through the jump cache) is turned away at the door.
 //!
-//! The code buffer is a ring of segments (`segments`), which are written one after the other. The one that is written next is emptied
-//! before: the pages that have code in it are dropped as if they had been overwritten, with what other segments hold of
-//! them, since jumps within a page are straight; and the jump cache forgets what leads there. So it is a page's oldest
-//! code that tells when it goes, and what has to be done at a time is as much as a segment holds, however large the
-//! buffer is.
+//! The code buffer is a ring of segments (`segments`), which are written one after the other. The one that is written
+//! next is emptied before: the pages that have code in it are dropped as if they had been overwritten, with what other
+//! segments hold of them, since jumps within a page are straight; and the jump cache forgets what leads there. So it is
+//! a page's oldest code that tells when it goes, and what has to be done at a time is as much as a segment holds,
+//! however large the buffer is.
 
 use crate::asm::Asm;
 use crate::classify::Mode;

@@ -1,9 +1,9 @@
 //! The test machine's kernel: tables and handlers, a few hundred bytes of guest code.
 //!
-//! Every exception and software interrupt is written to the [log](crate::log). Then a fault skips its
-//! instruction, by the length that [`SKIP`] has for it; a trap or an interrupt returns to where it came from, a breakpoint
-//! with RF set; #NM clears CR0.TS and tries again. The case ends when the log is full, on a double fault, and on a fault at an address
-//! that no instruction of the case begins at.
+//! Every exception and software interrupt is written to the [log](crate::log). Then a fault skips its instruction, by
+//! the length that [`SKIP`] has for it; a trap or an interrupt returns to where it came from, a breakpoint with RF set;
+//! #NM clears CR0.TS and tries again. The case ends when the log is full, on a double fault, and on a fault at an
+//! address that no instruction of the case begins at.
 //!
 //! Here are the handlers of long mode; those of protected and of real mode are in [`narrow`].
 

@@ -7,10 +7,10 @@
 //! [minimiser](minimise) finds the smallest case that still does.
 //!
 //! To put another tier to the test, implement [`tier::Tier`] for it and give [`session::check`] a function that makes
-//! one; see `tests/tiers.rs`. `VITRINE_SEED` and `VITRINE_CASES` say what is run (0 cases: without end), `VITRINE_EFFORT` how many times as much as usual,
-//! `VITRINE_FAILURES` how many differences are to be found before a test gives up, `VITRINE_MODE` names the one
-//! [mode](mode::Mode) that cases are to run in, and `VITRINE_TRACE` prints each seed before its case, which shows where a
-//! process was lost.
+//! one; see `tests/tiers.rs`. `VITRINE_SEED` and `VITRINE_CASES` say what is run (0 cases: without end),
+//! `VITRINE_EFFORT` how many times as much as usual, `VITRINE_FAILURES` how many differences are to be found before a
+//! test gives up, `VITRINE_MODE` names the one [mode](mode::Mode) that cases are to run in, and `VITRINE_TRACE` prints
+//! each seed before its case, which shows where a process was lost.
 //!
 //! Left out: page tables other than those of four levels and of PAE, more than one vCPU.
 
