@@ -118,8 +118,11 @@ pub struct Frame {
 pub const TAGS: usize = 4096;
 /// Distance of the first entry's host address.
 pub const HOSTS: usize = TAGS + 8;
+/// Distance of the table for what was pushed out of the jump cache, which is asked second: the entry for the same address
+/// is as far behind its beginning.
+pub const VICTIMS: usize = TAGS + JUMPS * 16;
 /// Distance of the sites' slots from the frame: four bytes each.
-pub const SLOTS: usize = TAGS + JUMPS * 16;
+pub const SLOTS: usize = VICTIMS + JUMPS * 16;
 
 const _: () = assert!(size_of::<Frame>() <= TAGS && STACK.is_multiple_of(Landing::ALIGN));
 
@@ -161,34 +164,46 @@ impl FrameMemory {
         unsafe { self.start.as_ptr().add(STACK).cast() }
     }
 
-    /// The jump cache's entry for `address`: its tag, and behind that the host address.
+    /// The entries for `address`, of the jump cache and of what was pushed out of it: a tag, and behind that the host
+    /// address.
     #[inline(always)]
-    fn jump(&self, address: u64) -> *mut [u64; 2] {
-        // SAFETY: the table lies in the mapping, and the mask keeps the entry within it.
-        unsafe { self.frame().cast::<u8>().add(TAGS + 8 * (address & JUMP_MASK) as usize).cast() }
+    fn jumps(&self, address: u64) -> [*mut [u64; 2]; 2] {
+        // SAFETY: the tables lie in the mapping, and the mask keeps the entry within them.
+        [TAGS, VICTIMS]
+            .map(|table| unsafe { self.frame().cast::<u8>().add(table + 8 * (address & JUMP_MASK) as usize).cast() })
     }
 
     /// The host address of the code for `address` under `stamp`, if the jump cache knows.
     #[inline(always)]
     #[must_use]
     pub fn find(&self, address: u64, stamp: u64) -> Option<u64> {
-        // SAFETY: the entry is in the mapping; only this thread uses it.
-        let [tag, host] = unsafe { *self.jump(address) };
-        (tag == address ^ stamp && address & JUMP_MASK != 0).then_some(host)
+        // SAFETY: the entries are in the mapping; only this thread uses them.
+        let [first, second] = self.jumps(address).map(|entry| unsafe { &mut *entry });
+        if second[0] == address ^ stamp {
+            // Not all code asks a second time.
+            std::mem::swap(first, second);
+        }
+        (first[0] == address ^ stamp && address & JUMP_MASK != 0).then_some(first[1])
     }
 
     /// Puts code into the jump cache. Nothing goes to entry 0: that is where all look-ups go that are to miss.
     pub fn insert(&self, address: u64, stamp: u64, host: u64) {
         if address & JUMP_MASK != 0 {
             // SAFETY: as above.
-            unsafe { *self.jump(address) = [address ^ stamp, host] };
+            let [first, second] = self.jumps(address).map(|entry| unsafe { &mut *entry });
+            if first[0] != address ^ stamp {
+                *second = *first;
+            }
+            *first = [address ^ stamp, host];
         }
     }
 
-    /// Takes the entry for `address` out of the jump cache.
+    /// Takes the entries for `address` out of the jump cache.
     pub fn forget(&self, address: u64) {
-        // SAFETY: as above.
-        unsafe { (*self.jump(address))[0] = NO_TAG };
+        for entry in self.jumps(address) {
+            // SAFETY: as above.
+            unsafe { (*entry)[0] = NO_TAG };
+        }
     }
 
     /// Empties the jump cache.
@@ -198,9 +213,9 @@ impl FrameMemory {
 
     /// Takes out of the jump cache what leads to code at `hosts`.
     pub fn forget_jumps_to(&self, hosts: Range<u64>) {
-        for i in 0..JUMPS as u64 {
+        for entry in (0..JUMPS as u64).flat_map(|i| self.jumps(i << 1)) {
             // SAFETY: as above.
-            let [tag, host] = unsafe { &mut *self.jump(i << 1) };
+            let [tag, host] = unsafe { &mut *entry };
             if *tag != NO_TAG && hosts.contains(host) {
                 *tag = NO_TAG;
             }
@@ -276,6 +291,22 @@ mod tests {
         assert_eq!([0x1234, 0x1236].map(|address| frame.find(address, 7 << 40)), [None, Some(100)]);
         frame.forget_jumps();
         assert_eq!(frame.find(0x1236, 7 << 40), None);
+    }
+
+    #[test]
+    fn a_jump_that_was_pushed_out_is_found_until_the_next_one() {
+        let frame = FrameMemory::new(16).unwrap();
+        let addresses = [0, 1, 2].map(|n| 0x1234 + n * 2 * JUMPS as u64);
+        let found = || addresses.map(|address| frame.find(address, 0));
+        for (n, address) in addresses.into_iter().enumerate() {
+            frame.insert(address, 0, n as u64);
+            frame.insert(address, 0, n as u64);
+        }
+        assert_eq!(found(), [None, Some(1), Some(2)]);
+        frame.insert(addresses[2], 0, 3);
+        assert_eq!(found(), [None, Some(1), Some(3)]);
+        frame.forget(addresses[0]);
+        assert_eq!(found(), [None; 3]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub use strings::Strings;
 pub use time::TIME;
 
 use crate::asm::{Asm, Cond, Mem, RAX, RDI, RSP};
-use crate::frame::{Frame, SLOTS};
+use crate::frame::{Frame, SLOTS, VICTIMS};
 use crate::regs::{Place, T0, T1, field, place};
 use crate::stats::Inline;
 use host::code::CodeBuffer;
@@ -53,7 +53,8 @@ pub struct Thunks {
     pub interpret: usize,
     /// Leave with [`Reason::Direct`]; the site's number is on the stack.
     pub direct: usize,
-    /// Leave with [`Reason::Jump`]; the site's number is on the stack, the tag in T1.
+    /// Jumps to what was pushed out of the jump cache, or leaves with [`Reason::Jump`]; the site's number is on the stack,
+    /// the tag in T1, and in T0 what finds its entry.
     pub jump: usize,
     /// Leave with [`Reason::Stale`].
     pub stale: usize,
@@ -124,6 +125,9 @@ impl Thunks {
         ];
         for (thunk, why) in exits {
             *thunk = asm.here();
+            if why == Reason::Jump {
+                pushed_out(&mut asm);
+            }
             asm.pop(T0);
             asm.store32(field(offset_of!(Frame, site)), T0);
             if why == Reason::Jump {
@@ -155,6 +159,16 @@ impl Thunks {
         code.append(asm.finish()?.0)?;
         Some(thunks)
     }
+}
+
+/// Jumps to the code for the tag in T1, if that has been pushed out of the jump cache.
+fn pushed_out(asm: &mut Asm) {
+    let none = asm.label();
+    asm.cmp_mem(T1, Mem::at(RSP, VICTIMS as i32 + 8).index(T0, 3));
+    asm.jcc(Cond::NE, none);
+    asm.lea(RSP, Mem::at(RSP, 8));
+    asm.jmp_mem(Mem::at(RSP, VICTIMS as i32 + 8).index(T0, 3));
+    asm.bind(none);
 }
 
 /// LAHF, SETO AL and a store to the frame's field at `offset`. Changes RAX.
