@@ -140,8 +140,9 @@ impl Job<'_> {
                 self.place(place)?;
                 self.known(at, 0);
             } else {
+                // If that is no address, the fault is that of a fetch there.
                 self.place(place)?;
-                self.look_up(last.offset, end, 0);
+                self.look_up(end, end, 0);
             }
             return Ok(false);
         }
