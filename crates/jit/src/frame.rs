@@ -98,6 +98,8 @@ pub struct Frame {
     pub fault_flags: u64,
     /// What translated code counts, if it does.
     pub inline: Inline,
+    /// How many instructions may be executed after the running block, where they are counted.
+    pub budget: u64,
     /// Not zero: SYSCALL or SYSRET has been executed.
     pub crossed: u32,
     /// Not zero: the vector registers and MXCSR are the guest's.

@@ -246,6 +246,7 @@ impl Region {
 
     /// Finds what becomes of the flags, and from that the convention of each block's entry.
     fn solve(&mut self) {
+        let counts = self.mode.counts;
         let mut ways = vec![0; self.blocks.len()];
         let mut from = vec![usize::MAX; self.blocks.len()];
         for (n, block) in self.blocks.iter().enumerate() {
@@ -276,6 +277,10 @@ impl Region {
                     let mut before = insn.transfer(future);
                     // The poll comes before the last instruction.
                     before.seen |= loops && k + 1 == count;
+                    if counts && k == 0 {
+                        // What counts the block's instructions comes before the first one.
+                        (before.seen, before.soon) = (true, false);
+                    }
                     (insn.before, insn.after) = (before, future);
                     future = before;
                 }

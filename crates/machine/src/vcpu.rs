@@ -74,7 +74,7 @@ pub(crate) fn run(mut cpu: Cpu, mut engine: Engine, board: &Board, control: &Con
             }
         }
         match engine.run(&mut cpu) {
-            Exit::Stopped => {}
+            Exit::Stopped | Exit::Counted => {}
             Exit::TripleFault(fault) => {
                 let crash = Crash { registers: Registers::from(&cpu), cause: cause(&fault) };
                 tracing::debug!(target: "cpu_reset", cause = crash.cause, "triple fault\n{}", crash.registers);

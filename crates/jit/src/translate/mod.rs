@@ -132,7 +132,8 @@ impl Translator {
     ) -> Result<Made<'_>, Refused> {
         let before = sites.len();
         // What groups cannot express is translated without them.
-        for grouping in [true, false].into_iter().filter(|grouping| !(careful && *grouping)) {
+        let alone = careful || region.mode.counts;
+        for grouping in [true, false].into_iter().filter(|grouping| !(alone && *grouping)) {
             let mut job = Job::new(self, region, origins, thunks, sites);
             (job.grouping, job.careful) = (grouping, careful);
             match job.run() {
@@ -199,6 +200,8 @@ struct Job<'a> {
     plan: Plan,
     /// The current instruction's number in its block.
     at: usize,
+    /// How many of its block's instructions are not executed yet.
+    left: u16,
     /// The group whose addend T1 holds, and the distance of the base that has been added to it, if one has.
     resident: Option<(usize, Option<i32>)>,
 }
@@ -238,6 +241,7 @@ impl<'a> Job<'a> {
             careful: false,
             plan: Plan::default(),
             at: 0,
+            left: 0,
             resident: None,
         }
     }
@@ -307,9 +311,14 @@ impl<'a> Job<'a> {
         let insns = region.insns(block);
         self.plan = if self.grouping { Plan::of(insns, region.mode) } else { Plan::default() };
         self.resident = None;
+        self.left = u16::try_from(insns.len()).map_err(|_| Refused)?;
+        if region.mode.counts {
+            self.meter(insns.first().ok_or(Refused)?);
+        }
         for (k, insn) in insns.iter().enumerate() {
             self.at = k;
             self.insn(n, insn)?;
+            self.left -= 1;
         }
         let last = insns.last().ok_or(Refused)?;
         if last.class.ends() {
@@ -428,7 +437,8 @@ impl<'a> Job<'a> {
             State { numbered: true, .. } => Flags::Numbered,
             _ => Flags::Frame,
         };
-        let site = Site { offset, units: self.region.units, flags, kind, next: 0, again: 0, following };
+        let (units, left) = (self.region.units, self.left);
+        let site = Site { offset, units, flags, kind, next: 0, again: 0, following, left };
         self.sites.add(site)
     }
 
@@ -484,6 +494,16 @@ impl<'a> Job<'a> {
         self.state.rflags = false;
     }
 
+    /// Counts the instructions of the block that begins with `first`, and leaves them to the interpreter if they are more
+    /// than may still be executed.
+    fn meter(&mut self, first: &Insn) {
+        self.lose_flags(first);
+        let (at, site) = (self.asm.label(), self.site(first.offset, first.end(), Kind::Meter));
+        self.cold.push(Cold::Interpret { at, site });
+        self.asm.sub_imm64(field(offset_of!(Frame, budget)), self.left.into());
+        self.asm.jcc(crate::asm::Cond::B, at);
+    }
+
     /// Has translated code count at offset `counter` of the frame's `Inline`, if it does. The host's flags must be dead.
     fn count(&mut self, counter: usize) {
         if self.counting {
@@ -510,6 +530,8 @@ impl<'a> Job<'a> {
 
     fn emit_cold(&mut self) -> Result<(), Refused> {
         self.asm.cool();
+        // What sites are made here are those of blocks' last instructions.
+        self.left = 1;
         while let Some(cold) = self.cold.pop() {
             let (part, offset) = self.belongs(&cold);
             self.listing.mark(self.asm.here(), part, offset);
