@@ -52,6 +52,8 @@ pub struct Frame {
     pub site: u32,
     /// Which recipe makes the flags where several ways meet: its number, or 0 if they are in `flags`.
     pub recipe: u32,
+    /// What a register holds at the end of a run: see `translate::runs`.
+    pub bound: u64,
     /// Addends of groups of accesses: see `translate::groups`.
     pub addends: [u64; crate::translate::groups::KEPT],
     /// Base of FS.

@@ -8,6 +8,7 @@ mod explore;
 
 pub use explore::{Explorer, Source};
 
+use crate::asm::Cond;
 use crate::classify::{Class, Mode, Units, classify};
 use crate::flags::{Effect, Recipe};
 use crate::graph::Way;
@@ -97,6 +98,12 @@ impl Insn {
             OpKind::NearBranch32 => (target as u32).cast_signed().into(),
             _ => target.cast_signed(),
         }
+    }
+
+    /// When a conditional jump jumps.
+    #[must_use]
+    pub fn condition(&self) -> Cond {
+        Cond((self.i.condition_code() as u8).saturating_sub(1))
     }
 
     /// Whether the host's flags are lost on the way to it.
