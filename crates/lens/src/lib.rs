@@ -6,6 +6,7 @@
 
 mod format;
 mod ranges;
+pub mod symbols;
 pub mod watch;
 mod watcher;
 

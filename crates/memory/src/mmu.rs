@@ -14,6 +14,7 @@ use crate::observe::Observer;
 use crate::tlb::{Entry, Stats, Tlb, View};
 use crate::walk::{Inspection, Mode, Paging};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
+use std::cell::Cell;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -120,6 +121,8 @@ pub struct Mmu {
     paging: Paging,
     tlb: Tlb,
     observer: Option<Arc<dyn Observer>>,
+    /// Its interest has changed: see [`Mmu::take_modified_code`].
+    asks_anew: Cell<bool>,
 }
 
 // SAFETY: the pointer in `view` is into tables that `tlb` owns; the rest is Send by itself.
@@ -145,6 +148,7 @@ impl Mmu {
             paging: Paging::new(PHYSICAL_BITS),
             tlb,
             observer: None,
+            asks_anew: Cell::new(false),
         }
     }
 
@@ -158,6 +162,16 @@ impl Mmu {
     pub fn set_observer(&mut self, observer: Option<Arc<dyn Observer>>) {
         self.observer = observer;
         self.flush_all();
+    }
+
+    /// Tells the observer that system calls of the guest enter at `entry`.
+    pub fn system_calls_enter(&mut self, entry: Gva) {
+        if let (Some(observer), Some(gpa)) = (&self.observer, self.translate(entry)) {
+            observer.system_calls_enter(&self.map, entry, gpa);
+            if observer.interest_changed() {
+                self.flush_all();
+            }
+        }
     }
 
     /// The registers last taken.
@@ -402,8 +416,11 @@ impl Mmu {
     }
 
     /// The host pages in which decoded code was overwritten, each at least once. Their marks are gone: code that
-    /// stays decoded must be marked again.
+    /// stays decoded must be marked again. What an observer wants to see is asked anew, if that has changed.
     pub fn take_modified_code(&mut self) -> Vec<Hva> {
+        if self.asks_anew.take() {
+            self.flush_all();
+        }
         self.notices.take()
     }
 

@@ -171,7 +171,7 @@ fn host_physical_addresses_are_the_kernels_or_unknown() {
     let (watcher, sink) = watcher(&["r:5000"]);
     let ram = memory::GuestRam::new(1 << 20).unwrap();
     let hva = ram.regions()[0].hva;
-    let map = memory::PhysicalMap::new(ram).unwrap();
+    let map = PhysicalMap::new(ram).unwrap();
     map.write(Gpa(0), b"x").unwrap();
     for _ in 0..2 {
         watcher.access(&Access { hva: Some(hva), ..access(AccessKind::Read, 0x5000, 1) });

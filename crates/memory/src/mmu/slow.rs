@@ -7,6 +7,7 @@ use crate::observe::{Access, AccessKind, Interest, Observer};
 use crate::tlb::{CODE, Comparator, Entry, Full, INVALID, IO, ROM, WATCH};
 use crate::walk::{Tables, Want};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
+use std::sync::atomic::Ordering;
 use x86::PAGE_SIZE;
 
 /// The most bytes that one access reports at once.
@@ -306,6 +307,11 @@ impl Mmu {
                 size: chunk.len() as u8,
                 value: u128::from_le_bytes(value),
             });
+        }
+        if observer.interest_changed() {
+            // This may be in the midst of an instruction. A block ends where code was overwritten.
+            self.asks_anew.set(true);
+            self.notices.flag().store(true, Ordering::Release);
         }
     }
 
