@@ -236,3 +236,6 @@ impl<'a> Parts<'a> {
         table.find("_text").or_else(|| table.find("_stext")).is_some().then_some(table)
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;
