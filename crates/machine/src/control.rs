@@ -3,12 +3,17 @@
 //! A vCPU runs between two visits to [`Control::gate`]. Whoever wants it to stop changes [`State`] and raises
 //! `Signals::STOP`, both under the lock; the gate lowers the signal under the same lock once nothing wants a stop any
 //! more, so no request is ever lost. When every vCPU is parked at the gate the supervisor ([`Control::next`]) acts.
+//!
+//! What others want to look at on a vCPU's own thread is done at the gate, too, whether the machine stands or runs.
 
-use crate::{Registers, VcpuStats};
+use crate::events::{Event, Events};
+use crate::vcpu::Job;
+use crate::{Registers, RunState, VcpuStats};
 use boot::Entry;
 use cpu::Signals;
 use devices::sync::lock;
 use devices::{PowerRequest, PowerSwitch};
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -54,10 +59,10 @@ pub(crate) enum Request {
 
 /// What a vCPU finds at the gate.
 pub(crate) enum Pass {
+    /// The machine was reset: take the state from which that starts, and come to the gate again.
+    Reset(Arc<Entry>),
     /// Run on.
     Go {
-        /// The machine was reset: start from here.
-        reset: Option<Arc<Entry>>,
         /// The TLB is to be flushed.
         flush: bool,
     },
@@ -74,7 +79,7 @@ pub(crate) enum Task {
     Resume,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     quit: bool,
     /// The guest's first request that has not been acted on.
@@ -86,8 +91,12 @@ struct State {
     /// Powered off, but not to be ended: nothing but a reset lets it run again.
     off: bool,
     ended: bool,
+    /// It has run.
+    begun: bool,
     /// vCPUs at the gate.
     parked: usize,
+    /// What each vCPU is to do at the gate.
+    jobs: Vec<VecDeque<Job>>,
     /// Where vCPU 0 starts after the last reset.
     entry: Option<Arc<Entry>>,
     /// Resets so far, the first start included.
@@ -100,6 +109,10 @@ impl State {
     fn stops(&self) -> bool {
         self.quit || self.ended || self.request.is_some() || self.pause || self.paused || self.entry.is_none()
     }
+
+    fn job(&mut self, index: usize) -> Option<Job> {
+        self.jobs.get_mut(index)?.pop_front()
+    }
 }
 
 /// What a vCPU has seen of the state; its own.
@@ -110,19 +123,28 @@ pub(crate) struct Seen {
 }
 
 /// See the module. Lock order: `state` before a vCPU's signals; devices are never called under it. `shown` alone.
-#[derive(Debug)]
 pub(crate) struct Control {
     state: Mutex<State>,
     changed: Condvar,
     signals: Vec<Arc<Signals>>,
     /// What each vCPU showed at its last visit to the gate.
     shown: Vec<Mutex<Option<VcpuStats>>>,
+    /// Who is told what happens.
+    pub(crate) events: Events,
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control").field("run_state", &self.run_state()).finish_non_exhaustive()
+    }
 }
 
 impl Control {
     pub(crate) fn new(signals: Vec<Arc<Signals>>) -> Self {
         let shown = signals.iter().map(|_| Mutex::default()).collect();
-        Self { state: Mutex::default(), changed: Condvar::new(), signals, shown }
+        let jobs = signals.iter().map(|_| VecDeque::new()).collect();
+        let state = Mutex::new(State { jobs, ..State::default() });
+        Self { state, changed: Condvar::new(), signals, shown, events: Events::default() }
     }
 
     /// Changes the state; if anything wants a stop afterwards, every vCPU is told.
@@ -155,27 +177,44 @@ impl Control {
         }
     }
 
-    /// Parks vCPU `index` for as long as anything wants the machine to stand.
-    pub(crate) fn gate(&self, index: usize, seen: &mut Seen) -> Pass {
+    /// Parks vCPU `index` for as long as anything wants the machine to stand; what others want of it is for `serve`.
+    pub(crate) fn gate(&self, index: usize, seen: &mut Seen, mut serve: impl FnMut(Job)) -> Pass {
         let mut state = lock(&self.state);
-        if state.stops() {
-            state.parked += 1;
-            self.changed.notify_all();
-            while state.stops() && !state.ended {
-                state = self.wait(state);
+        let mut parked = false;
+        loop {
+            if state.ended {
+                return Pass::End;
             }
-            state.parked -= 1;
+            if let Some(entry) = state.entry.clone().filter(|_| seen.resets != state.resets) {
+                *seen = Seen { resets: state.resets, flushes: state.flushes };
+                state.parked -= usize::from(parked);
+                return Pass::Reset(entry);
+            }
+            // The job is done without the lock, and counts as standing: no guest code runs.
+            let job = state.job(index);
+            if (job.is_some() || state.stops()) && !parked {
+                parked = true;
+                state.parked += 1;
+                self.changed.notify_all();
+            }
+            if let Some(job) = job {
+                drop(state);
+                serve(job);
+                state = lock(&self.state);
+            } else if state.stops() {
+                state = self.wait(state);
+            } else {
+                break;
+            }
         }
-        if state.ended {
-            return Pass::End;
-        }
+        state.parked -= usize::from(parked);
         if let Some(signals) = self.signals.get(index) {
             signals.lower(Signals::STOP);
         }
-        let reset = state.entry.clone().filter(|_| seen.resets != state.resets);
         let flush = seen.flushes != state.flushes;
-        *seen = Seen { resets: state.resets, flushes: state.flushes };
-        Pass::Go { reset, flush }
+        seen.flushes = state.flushes;
+        state.begun = true;
+        Pass::Go { flush }
     }
 
     /// A vCPU's triple fault.
@@ -209,6 +248,34 @@ impl Control {
 
     pub(crate) fn set_pause(&self, pause: bool) {
         self.change(|state| state.pause = pause || state.off);
+    }
+
+    /// Has vCPU `index` do `job` at the gate. False: it never will.
+    pub(crate) fn post(&self, index: usize, job: Job) -> bool {
+        let mut state = lock(&self.state);
+        let ended = state.ended;
+        let Some(jobs) = state.jobs.get_mut(index).filter(|_| !ended) else { return false };
+        jobs.push_back(job);
+        if let Some(signals) = self.signals.get(index) {
+            signals.raise(Signals::STOP);
+        }
+        self.changed.notify_all();
+        true
+    }
+
+    pub(crate) fn vcpus(&self) -> usize {
+        self.signals.len()
+    }
+
+    /// Whether the machine runs.
+    pub(crate) fn run_state(&self) -> RunState {
+        let state = lock(&self.state);
+        match () {
+            () if state.ended || state.quit || state.off => RunState::Shutdown,
+            () if !state.pause && !state.paused => RunState::Running,
+            () if state.begun => RunState::Paused,
+            () => RunState::Prelaunch,
+        }
     }
 
     /// Waits until the machine stands. False: it has ended.
@@ -268,11 +335,17 @@ impl Control {
     /// The clock stands, or runs again.
     pub(crate) fn set_paused(&self, paused: bool) {
         self.change(|state| state.paused = paused);
+        self.events.tell(&if paused { Event::Stop } else { Event::Resume });
     }
 
     /// Ends the machine: every vCPU leaves at the gate.
     pub(crate) fn end(&self) {
-        self.change(|state| state.ended = true);
+        // Nobody waits for a job that is dropped.
+        let jobs = self.change(|state| {
+            state.ended = true;
+            state.jobs.iter_mut().map(std::mem::take).collect::<Vec<_>>()
+        });
+        drop(jobs);
     }
 }
 
