@@ -11,7 +11,8 @@
 use crate::code::Notices;
 use crate::hostmem;
 use crate::observe::Observer;
-use crate::tlb::{Entry, Stats, Tlb, View};
+use crate::space::AddressSpace;
+use crate::tlb::{Cached, Entry, Stats, Tlb, View};
 use crate::walk::{Inspection, Mode, Paging};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
 use std::fmt;
@@ -25,6 +26,7 @@ mod run;
 mod slow;
 
 pub use run::HostRun;
+pub(crate) use slow::MapTables;
 
 /// Physical-address width until [`Mmu::set_physical_bits`] says otherwise.
 const PHYSICAL_BITS: u32 = 40;
@@ -416,10 +418,22 @@ impl Mmu {
         self.inspect(gva).translation.map(|translation| self.map.gated(translation.gpa.0))
     }
 
+    /// The address space as it is now, for those who look at it on another thread or later.
+    #[must_use]
+    pub fn address_space(&self) -> AddressSpace {
+        AddressSpace::new(Arc::clone(&self.map), self.paging.clone())
+    }
+
+    /// What the current context's tables remember of the page of `gva`, for inspection.
+    #[must_use]
+    pub fn cached(&self, gva: Gva) -> Vec<Cached> {
+        self.tlb.cached(self.paging.linear(gva).page())
+    }
+
     /// Every table entry that translates `gva`, without side effects.
     #[must_use]
     pub fn inspect(&self, gva: Gva) -> Inspection {
-        self.paging.inspect(&mut slow::MapTables::silent(&self.map), gva)
+        self.paging.inspect(&mut MapTables::silent(&self.map), gva)
     }
 }
 

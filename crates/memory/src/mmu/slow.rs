@@ -36,7 +36,7 @@ impl Hit {
 }
 
 /// Guest memory as the page walker sees it.
-pub(super) struct MapTables<'a> {
+pub(crate) struct MapTables<'a> {
     map: &'a PhysicalMap,
     observer: Option<(&'a dyn Observer, Origin)>,
 }
