@@ -91,7 +91,7 @@ struct State {
     /// Powered off, but not to be ended: nothing but a reset lets it run again.
     off: bool,
     ended: bool,
-    /// It has run.
+    /// It has run, or was to.
     begun: bool,
     /// vCPUs at the gate.
     parked: usize,
@@ -218,8 +218,8 @@ impl Control {
     }
 
     /// A vCPU's triple fault.
-    pub(crate) fn triple_fault(&self, crash: Crash) {
-        self.ask(Request::TripleFault(Box::new(crash)));
+    pub(crate) fn triple_fault(&self, crash: Box<Crash>) {
+        self.ask(Request::TripleFault(crash));
     }
 
     /// A bug that a vCPU has come to.
@@ -247,7 +247,10 @@ impl Control {
     }
 
     pub(crate) fn set_pause(&self, pause: bool) {
-        self.change(|state| state.pause = pause || state.off);
+        self.change(|state| {
+            state.pause = pause || state.off;
+            state.begun |= !pause;
+        });
     }
 
     /// Has vCPU `index` do `job` at the gate. False: it never will.
@@ -267,12 +270,12 @@ impl Control {
         self.signals.len()
     }
 
-    /// Whether the machine runs.
+    /// Whether the machine runs, or is about to.
     pub(crate) fn run_state(&self) -> RunState {
         let state = lock(&self.state);
         match () {
             () if state.ended || state.quit || state.off => RunState::Shutdown,
-            () if !state.pause && !state.paused => RunState::Running,
+            () if !state.pause => RunState::Running,
             () if state.begun => RunState::Paused,
             () => RunState::Prelaunch,
         }

@@ -81,11 +81,11 @@ impl Vcpu {
     ///
     /// # Errors
     /// A triple fault.
-    pub(crate) fn step(&mut self) -> Result<(), Crash> {
+    pub(crate) fn step(&mut self) -> Result<(), Box<Crash>> {
         if self.cpu.halted || self.cpu.waiting_for_sipi {
             return Ok(());
         }
-        self.cpu.single_step(&mut self.engine.interpreter).map_err(|fault| self.crash(&fault))
+        self.cpu.single_step(&mut self.engine.interpreter).map_err(|fault| Box::new(self.crash(&fault)))
     }
 
     fn crash(&self, fault: &TripleFault) -> Crash {
@@ -123,7 +123,7 @@ pub(crate) fn run(mut vcpu: Vcpu, board: &Board, control: &Control) {
             Exit::TripleFault(fault) => {
                 let crash = vcpu.crash(&fault);
                 tracing::debug!(target: "cpu_reset", cause = crash.cause, "triple fault\n{}", crash.registers);
-                control.triple_fault(crash);
+                control.triple_fault(Box::new(crash));
             }
             Exit::Bug(report) => control.bug(format!("{report}\n{}", Registers::from(&vcpu.cpu))),
         }

@@ -1,0 +1,20 @@
+//! How one asks a machine: the monitor with QEMU's commands.
+//!
+//! [`Monitor::execute`] takes a line and gives a text. All that it knows of a vCPU it sees on that vCPU's own thread
+//! ([`machine::Handle::inspect`]), so that the machine may run meanwhile; memory goes on changing then. What a client
+//! writes is input: lines, counts and what a guest's tables make of an address are bounded.
+
+mod arguments;
+mod command;
+mod dump;
+mod explain;
+mod expression;
+mod info;
+mod monitor;
+mod paging;
+mod registers;
+
+pub use monitor::{LINE_MAX, Monitor, MonitorError};
+
+#[cfg(test)]
+mod tests;
