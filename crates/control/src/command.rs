@@ -161,8 +161,7 @@ fn info_help(_: &mut Monitor, _: &mut Arguments<'_>) -> Outcome {
 fn cpu(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let index = usize::try_from(arguments.expression()?).unwrap_or(usize::MAX);
     arguments.end()?;
-    monitor.handle.inspect(index, |_| ())?;
-    monitor.cpu = index;
+    monitor.set_cpu(index)?;
     Ok(String::new())
 }
 

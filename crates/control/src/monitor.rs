@@ -85,6 +85,16 @@ impl Monitor {
         Self { handle, pagemap, cpu: 0, format, snapshot: OnceCell::new() }
     }
 
+    /// Makes vCPU `index` the current one.
+    ///
+    /// # Errors
+    /// There is none such, or it cannot be looked at.
+    pub fn set_cpu(&mut self, index: usize) -> Result<(), MonitorError> {
+        self.handle.inspect(index, |_| ())?;
+        self.cpu = index;
+        Ok(())
+    }
+
     /// Carries out a line. The text, if there is one, ends with a line feed; it may tell of an error.
     pub fn execute(&mut self, line: &str) -> String {
         let line = line.trim();

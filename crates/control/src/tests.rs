@@ -8,6 +8,9 @@ use machine::{Config, Handle, Machine, MachineError, Outcome, RunState};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tempfile::NamedTempFile;
+
+mod sockets;
 
 const VALUE: u64 = 0x1122_3344_5566_7788;
 
@@ -16,6 +19,8 @@ struct Guest {
     handle: Handle,
     monitor: Monitor,
     thread: Option<JoinHandle<Result<Outcome, MachineError>>>,
+    /// Read again at each reset.
+    _kernel: NamedTempFile,
 }
 
 impl Guest {
@@ -53,7 +58,7 @@ impl Guest {
         handle.pause();
         let thread = Some(std::thread::spawn(move || machine.run()));
         assert!(handle.wait_paused());
-        Self { monitor: Monitor::new(handle.clone()), handle, thread }
+        Self { monitor: Monitor::new(handle.clone()), handle, thread, _kernel: kernel }
     }
 
     /// Says `line` and gives the answer.

@@ -48,10 +48,12 @@ pub enum Outcome {
     Quit,
 }
 
-/// What the guest wants done with the machine.
+/// What is to be done with the machine.
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
     Power(PowerRequest),
+    /// The reset button.
+    UserReset,
     TripleFault(Box<Crash>),
     /// It cannot go on, for a bug of Vitrine's.
     Bug(String),
@@ -244,6 +246,10 @@ impl Control {
 
     pub(crate) fn quit(&self) {
         self.change(|state| state.quit = true);
+    }
+
+    pub(crate) fn press_reset(&self) {
+        self.ask(Request::UserReset);
     }
 
     pub(crate) fn set_pause(&self, pause: bool) {

@@ -11,7 +11,10 @@ pub enum Event {
     /// It runs again.
     Resume,
     /// It is being reset.
-    Reset,
+    Reset {
+        /// Whether the guest asked for it, or crashed.
+        guest: bool,
+    },
     /// It is at its end: the guest's own, or one that the user wants.
     Shutdown {
         /// Whether the guest asked for it.

@@ -3,7 +3,6 @@
 use crate::board::Board;
 use crate::control::Control;
 use crate::{Event, RunState, Stats, Vcpu};
-use devices::PowerRequest;
 use memory::{Gpa, PhysicalMap};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -78,7 +77,7 @@ impl Handle {
 
     /// The user presses reset.
     pub fn reset(&self) {
-        devices::PowerSwitch::request(&*self.control, PowerRequest::Reset);
+        self.control.press_reset();
     }
 
     /// The user presses the power button; what comes of it is up to the guest.

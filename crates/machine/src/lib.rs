@@ -186,7 +186,9 @@ impl Machine {
                 Task::Act(Request::Power(PowerRequest::DebugExit(status))) => return Ok(Outcome::DebugExit(status)),
                 Task::Act(Request::Power(PowerRequest::PowerOff)) if self.no_shutdown => self.control.keep_off(),
                 Task::Act(Request::Power(PowerRequest::PowerOff)) => return Ok(Outcome::PowerOff),
-                Task::Act(Request::Power(PowerRequest::Reset)) if self.no_reboot => return Ok(Outcome::Reset),
+                Task::Act(Request::Power(PowerRequest::Reset) | Request::UserReset) if self.no_reboot => {
+                    return Ok(Outcome::Reset);
+                }
                 Task::Act(Request::Bug(report)) => return Err(MachineError::Bug(report)),
                 Task::Act(Request::TripleFault(crash)) if self.no_reboot => return Ok(Outcome::TripleFault(crash)),
                 Task::Act(request) => {
@@ -207,7 +209,10 @@ impl Machine {
     fn announce(&self, task: &Task) {
         let event = match task {
             Task::Quit => Event::Shutdown { guest: false },
-            Task::Act(Request::Power(PowerRequest::Reset) | Request::TripleFault(_)) if !self.no_reboot => Event::Reset,
+            Task::Act(Request::Power(PowerRequest::Reset) | Request::TripleFault(_)) if !self.no_reboot => {
+                Event::Reset { guest: true }
+            }
+            Task::Act(Request::UserReset) if !self.no_reboot => Event::Reset { guest: false },
             Task::Act(Request::Bug(_)) | Task::Pause | Task::Resume => return,
             Task::Act(_) => Event::Shutdown { guest: true },
         };

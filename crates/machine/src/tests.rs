@@ -496,7 +496,10 @@ fn what_happens_is_told() {
     wait_until("it is reset", || lock(&told).len() == 3);
     handle.quit();
     assert_eq!(ended.join().unwrap().unwrap(), Outcome::Quit);
-    assert_eq!(*lock(&told), [Event::Stop, Event::Resume, Event::Reset, Event::Shutdown { guest: false }]);
+    assert_eq!(
+        *lock(&told),
+        [Event::Stop, Event::Resume, Event::Reset { guest: false }, Event::Shutdown { guest: false }]
+    );
 }
 
 #[test]
