@@ -153,7 +153,12 @@ impl Tree<'_> {
                 wants.map(|(want, letter, _)| denial(want).map_or(letter, |_| '-')).into_iter().collect();
             let denied = wants.iter().filter_map(|(want, _, what)| Some(format!("{what}: {}", denial(*want)?)));
             let denied: Vec<String> = denied.collect();
-            let why = if denied.is_empty() { String::new() } else { format!("  no {}", denied.join("; no ")) };
+            let why = match denial(Want::Read) {
+                // One rule against everything.
+                Some(rule) if wants.iter().all(|(want, ..)| denial(*want) == Some(rule)) => format!("  {rule}"),
+                _ if denied.is_empty() => String::new(),
+                _ => format!("  no {}", denied.join("; no ")),
+            };
             branches.push((name, format!("{letters}{why}")));
         }
         branches

@@ -131,13 +131,13 @@ fn jit(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
 fn stats(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     arguments.end()?;
     let all = each(monitor, |vcpu| vcpu.stats())?;
-    let time = monitor.handle.stats().time;
-    let seconds = time as f64 / 1e9;
+    let seconds = monitor.handle.stats().time as f64 / 1e9;
     let mut text = format!("time: {seconds:.3} s\n");
     for (index, vcpu) in all.iter().enumerate() {
-        let (instructions, tlb) = (vcpu.instructions, vcpu.tlb);
-        let rate = if time == 0 { 0.0 } else { instructions as f64 * 1e3 / time as f64 };
-        text += &format!("CPU #{index}:\n  instructions       {instructions} ({rate:.1} million a second)\n");
+        let tlb = vcpu.tlb;
+        // Translated code does not count its instructions.
+        let what = if vcpu.jit.is_some() { "interpreted" } else { "instructions" };
+        text += &format!("CPU #{index}:\n  {what:<18} {}\n", vcpu.instructions);
         text += &lines(
             [
                 ("TLB slow-path hits", tlb.hits),

@@ -13,7 +13,7 @@ use jit::perf::{Perf, Wanted};
 use lens::Watcher;
 use machine::{Accel, Config, DebugConsole};
 
-use crate::flags::values::{self, Device, Serial};
+use crate::flags::values::{self, Device, Monitor, Serial};
 use crate::flags::{Flags, UsageError};
 use crate::plan::Console;
 use crate::say::say;
@@ -51,6 +51,15 @@ pub fn run(flags: &Flags) -> Result<End> {
     }
     if let Some(mode) = console.terminal {
         session.attach(mode, console.input)?;
+    }
+    if let Some(Monitor::Unix(path)) = &flags.monitor {
+        session.serve_monitor(path)?;
+    }
+    for path in &flags.qmp {
+        session.serve_qmp(path)?;
+    }
+    if flags.stopped {
+        session.hold();
     }
     session.start()?;
     Ok(session.wait())

@@ -201,6 +201,10 @@ impl State {
 }
 
 impl Mmio for IoApic {
+    fn name(&self) -> &str {
+        "ioapic"
+    }
+
     fn read(&self, _cpu: usize, offset: u64, size: usize) -> u64 {
         let state = lock(&self.state);
         let byte = offset & 0xf;

@@ -39,6 +39,17 @@ pub enum DebugConsole {
     File(PathBuf),
 }
 
+/// Where the monitor is, beside Ctrl-A c.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Monitor {
+    /// Nowhere.
+    None,
+    /// On standard input and output.
+    Stdio,
+    /// At a Unix socket.
+    Unix(PathBuf),
+}
+
 /// The only value of a flag that turns off what is not there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nothing;
@@ -311,9 +322,28 @@ pub fn display(text: &str) -> Result<Nothing, String> {
     nothing(text, "there is no display yet; write -display none or -nographic")
 }
 
-/// `none`.
-pub fn monitor(text: &str) -> Result<Nothing, String> {
-    nothing(text, "there is no monitor yet; write -monitor none")
+/// `stdio`, `unix:PATH` or `none`.
+pub fn monitor(text: &str) -> Result<Monitor, String> {
+    match text {
+        "none" => Ok(Monitor::None),
+        "stdio" => Ok(Monitor::Stdio),
+        _ if text.starts_with("unix:") => socket(text).map(Monitor::Unix),
+        _ => Err("the monitor is at stdio, unix:PATH or none (with -nographic also behind Ctrl-A c)".to_owned()),
+    }
+}
+
+/// `unix:PATH`, and QEMU's options for a server that does not wait.
+pub fn socket(text: &str) -> Result<PathBuf, String> {
+    const RIGHT: &str = "clients are served at unix:PATH";
+    let mut parts = text.strip_prefix("unix:").ok_or(RIGHT)?.split(',');
+    let path = parts.next().filter(|path| !path.is_empty()).ok_or(RIGHT)?;
+    for option in parts {
+        match option {
+            "server" | "server=on" | "nowait" | "wait=off" => {}
+            _ => return Err(format!("'{option}': a socket is a server that does not wait; write unix:{path}")),
+        }
+    }
+    Ok(path.into())
 }
 
 /// `none`.
