@@ -14,7 +14,7 @@ use x86::Exception;
 /// Why [`Cpu::run`] returned.
 #[derive(Clone, Debug)]
 pub enum Exit {
-    /// [`Signals::STOP`] is raised.
+    /// [`Signals::STOP`] is raised, or a debugger is to know of something: see [`Cpu::take_stop`].
     Stopped,
     /// A fault could not be delivered, nor the double fault that it became.
     TripleFault(TripleFault),
@@ -111,7 +111,7 @@ impl Cpu {
                 }
             }
             let result = if self.careful || self.shadow != Shadow::None {
-                self.step(interpreter).map_err(Exit::from)
+                self.debugged_step(interpreter)
             } else if self.watched {
                 self.run_blocks(interpreter).map_err(Exit::from)
             } else {
@@ -235,7 +235,18 @@ impl Cpu {
         }
     }
 
-    /// Runs one instruction with everything around it that a debugger or a shadow asks for.
+    /// Runs one instruction, unless a debugger has a breakpoint there; stops behind it if that hit a watchpoint.
+    #[cold]
+    #[inline(never)]
+    fn debugged_step(&mut self, interpreter: &mut Interpreter) -> Result<(), Exit> {
+        if self.stop_at_breakpoint() {
+            return Err(Exit::Stopped);
+        }
+        self.step(interpreter)?;
+        if self.debugger.stopped() { Err(Exit::Stopped) } else { Ok(()) }
+    }
+
+    /// Runs one instruction with everything around it that a debug register or a shadow asks for.
     #[cold]
     #[inline(never)]
     fn step(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
@@ -260,6 +271,8 @@ impl Cpu {
         }
         if faulted {
             self.debug_pending = 0;
+            // What it was to access it will access when it is tried again.
+            self.debugger.forget();
             return self.finish(interpreter, end);
         }
         self.finish(interpreter, end)?;

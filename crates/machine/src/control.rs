@@ -11,6 +11,7 @@ use crate::vcpu::Job;
 use crate::{Registers, RunState, VcpuStats};
 use boot::Entry;
 use cpu::Signals;
+use cpu::debugger::Stop;
 use devices::sync::lock;
 use devices::{PowerRequest, PowerSwitch};
 use std::collections::VecDeque;
@@ -97,6 +98,8 @@ struct State {
     begun: bool,
     /// vCPUs at the gate.
     parked: usize,
+    /// Where the machine was paused for a debugger.
+    debug_stop: Option<(usize, Stop)>,
     /// What each vCPU is to do at the gate.
     jobs: Vec<VecDeque<Job>>,
     /// Where vCPU 0 starts after the last reset.
@@ -229,6 +232,14 @@ impl Control {
         self.ask(Request::Bug(report));
     }
 
+    /// A debugger is to know what vCPU `index` has come to: the machine is paused, unless another was first.
+    pub(crate) fn debug_stop(&self, index: usize, stop: Stop) {
+        self.change(|state| {
+            state.pause = true;
+            state.debug_stop.get_or_insert((index, stop));
+        });
+    }
+
     fn ask(&self, request: Request) {
         self.change(|state| {
             state.request.get_or_insert(request);
@@ -255,8 +266,14 @@ impl Control {
     pub(crate) fn set_pause(&self, pause: bool) {
         self.change(|state| {
             state.pause = pause || state.off;
-            state.begun |= !pause;
+            if !pause {
+                (state.begun, state.debug_stop) = (true, None);
+            }
         });
+    }
+
+    pub(crate) fn last_debug_stop(&self) -> Option<(usize, Stop)> {
+        lock(&self.state).debug_stop
     }
 
     /// Has vCPU `index` do `job` at the gate. False: it never will.

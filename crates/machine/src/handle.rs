@@ -3,6 +3,7 @@
 use crate::board::Board;
 use crate::control::Control;
 use crate::{Event, RunState, Stats, Vcpu};
+use cpu::debugger::Stop;
 use memory::{Gpa, PhysicalMap};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -144,15 +145,21 @@ impl Handle {
     }
 
     /// Has vCPU `index` execute one instruction while the machine stands, whatever interrupts are pending. A vCPU that
-    /// sleeps in HLT goes on sleeping.
+    /// sleeps in HLT goes on sleeping. Gives the watchpoint that it hit.
     ///
     /// # Errors
     /// As [`Handle::inspect`].
-    pub fn step(&self, index: usize) -> Result<(), InspectError> {
-        if let Err(crash) = self.inspect(index, Vcpu::step)? {
+    pub fn step(&self, index: usize) -> Result<Option<Stop>, InspectError> {
+        Ok(self.inspect(index, Vcpu::step)?.unwrap_or_else(|crash| {
             self.control.triple_fault(crash);
-        }
-        Ok(())
+            None
+        }))
+    }
+
+    /// Which vCPU met a debugger's breakpoint or watchpoint, for which the machine has been paused since.
+    #[must_use]
+    pub fn debug_stop(&self) -> Option<(usize, Stop)> {
+        self.control.last_debug_stop()
     }
 
     /// The physical address space.

@@ -5,6 +5,7 @@ use crate::control::{Control, Crash, Pass, Seen};
 use crate::{Accel, MachineError, Registers, VcpuStats};
 use boot::Entry;
 use cpu::Cpu;
+use cpu::debugger::Stop;
 use cpu::exec::interrupt::TripleFault;
 use cpu::run::{Exit, Interpreter};
 use cpu::state::RIP;
@@ -77,15 +78,16 @@ impl Vcpu {
         }
     }
 
-    /// Executes one instruction, whatever interrupts are pending; nothing if the vCPU sleeps.
+    /// Executes one instruction, whatever interrupts are pending; nothing if the vCPU sleeps. The watchpoint that it hit.
     ///
     /// # Errors
     /// A triple fault.
-    pub(crate) fn step(&mut self) -> Result<(), Box<Crash>> {
+    pub(crate) fn step(&mut self) -> Result<Option<Stop>, Box<Crash>> {
         if self.cpu.halted || self.cpu.waiting_for_sipi {
-            return Ok(());
+            return Ok(None);
         }
-        self.cpu.single_step(&mut self.engine.interpreter).map_err(|fault| Box::new(self.crash(&fault)))
+        let stepped = self.cpu.single_step(&mut self.engine.interpreter);
+        stepped.map(|()| self.cpu.take_stop()).map_err(|fault| Box::new(self.crash(&fault)))
     }
 
     fn crash(&self, fault: &TripleFault) -> Crash {
@@ -119,7 +121,11 @@ pub(crate) fn run(mut vcpu: Vcpu, board: &Board, control: &Control) {
             Pass::Go { flush: false } => {}
         }
         match vcpu.engine.run(&mut vcpu.cpu) {
-            Exit::Stopped => {}
+            Exit::Stopped => {
+                if let Some(stop) = vcpu.cpu.take_stop() {
+                    control.debug_stop(index, stop);
+                }
+            }
             Exit::TripleFault(fault) => {
                 let crash = vcpu.crash(&fault);
                 tracing::debug!(target: "cpu_reset", cause = crash.cause, "triple fault\n{}", crash.registers);
