@@ -1,12 +1,13 @@
-//! Clients on a Unix socket, one at a time, each with what waits to be sent to it.
+//! Clients on a socket, one at a time, each with what waits to be sent to it.
 //!
 //! As QEMU has it, further clients wait until the one before has gone. What is sent is queued and written by a thread
 //! of its own, so that a client that does not read holds up nobody but itself.
 
 use devices::sync::lock;
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -19,12 +20,96 @@ const WAITING_MAX: usize = 1 << 20;
 /// How long the end of the process waits for a client to read what was sent.
 const PATIENCE: Duration = Duration::from_millis(300);
 
+/// Where a socket is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// A TCP port of this host's address, or of that of this name.
+    Tcp(String, u16),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Tcp(host, port) => write!(f, "tcp:{host}:{port}"),
+        }
+    }
+}
+
 /// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
-#[error("no socket can be made at {path}: {source}")]
+#[error("no socket can be made at {address}: {source}")]
 pub struct SocketError {
-    path: PathBuf,
+    address: Address,
     source: io::Error,
+}
+
+/// Where clients come in.
+#[derive(Debug)]
+enum Listener {
+    Unix(UnixListener),
+    Tcp(TcpListener),
+}
+
+impl Listener {
+    fn new(address: &Address) -> io::Result<Self> {
+        match address {
+            Address::Unix(path) => bind(path).map(Self::Unix),
+            Address::Tcp(host, port) => TcpListener::bind((host.as_str(), *port)).map(Self::Tcp),
+        }
+    }
+
+    fn accept(&self) -> io::Result<Stream> {
+        match self {
+            Self::Unix(listener) => listener.accept().map(|(stream, _)| Stream::Unix(stream)),
+            Self::Tcp(listener) => {
+                let (stream, _) = listener.accept()?;
+                // A conversation of small packets.
+                stream.set_nodelay(true)?;
+                Ok(Stream::Tcp(stream))
+            }
+        }
+    }
+}
+
+/// A client's connection.
+#[derive(Debug)]
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    fn try_clone(&self) -> io::Result<Self> {
+        match self {
+            Self::Unix(stream) => stream.try_clone().map(Self::Unix),
+            Self::Tcp(stream) => stream.try_clone().map(Self::Tcp),
+        }
+    }
+
+    fn shutdown(&self) {
+        // It may be gone.
+        let _ = match self {
+            Self::Unix(stream) => stream.shutdown(Shutdown::Both),
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Both),
+        };
+    }
+
+    fn read(&self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => (&mut &*stream).read(bytes),
+            Self::Tcp(stream) => (&mut &*stream).read(bytes),
+        }
+    }
+
+    fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => (&mut &*stream).write_all(bytes),
+            Self::Tcp(stream) => (&mut &*stream).write_all(bytes),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -76,7 +161,7 @@ impl Outbox {
     }
 
     /// Writes what is to be sent until it is closed or the client is gone.
-    fn write_to(&self, to: &mut impl Write) {
+    fn write_to(&self, to: &Stream) {
         let (queue, changed) = &*self.0;
         let mut queue = lock(queue);
         loop {
@@ -124,23 +209,23 @@ pub(crate) trait Talk {
 /// removed.
 #[derive(Debug)]
 pub struct Server {
-    path: PathBuf,
+    address: Address,
     client: Arc<Mutex<Option<Outbox>>>,
 }
 
 impl Server {
-    /// Serves at `path` from now on. `greet` makes a conversation, and says the first word.
+    /// Serves at `address` from now on. `greet` makes a conversation, and says the first word.
     pub(crate) fn start<T: Talk>(
-        path: &Path,
+        address: &Address,
         mut greet: impl FnMut(&Outbox) -> T + Send + 'static,
     ) -> Result<Self, SocketError> {
-        let failed = |source| SocketError { path: path.to_path_buf(), source };
-        let listener = bind(path).map_err(failed)?;
+        let failed = |source| SocketError { address: address.clone(), source };
+        let listener = Listener::new(address).map_err(failed)?;
         let client = Arc::new(Mutex::new(None));
         let current = client.clone();
         let serve = move || {
-            for stream in listener.incoming() {
-                let Ok(stream) = stream else {
+            loop {
+                let Ok(stream) = listener.accept() else {
                     // Such as too many open files.
                     thread::sleep(Duration::from_millis(100));
                     continue;
@@ -152,7 +237,7 @@ impl Server {
             }
         };
         thread::Builder::new().name("socket".into()).spawn(serve).map_err(failed)?;
-        Ok(Self { path: path.to_path_buf(), client })
+        Ok(Self { address: address.clone(), client })
     }
 }
 
@@ -162,8 +247,10 @@ impl Drop for Server {
         if let Some(outbox) = client {
             outbox.drain(PATIENCE);
         }
-        // Somebody may have removed it before.
-        let _ = std::fs::remove_file(&self.path);
+        if let Address::Unix(path) = &self.address {
+            // Somebody may have removed it before.
+            let _ = std::fs::remove_file(path);
+        }
     }
 }
 
@@ -182,17 +269,16 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     }
 }
 
-fn converse<T: Talk>(stream: UnixStream, outbox: &Outbox, greet: &mut impl FnMut(&Outbox) -> T) {
-    let Ok(mut to) = stream.try_clone() else { return };
+fn converse<T: Talk>(stream: Stream, outbox: &Outbox, greet: &mut impl FnMut(&Outbox) -> T) {
+    let Ok(to) = stream.try_clone() else { return };
     let writer = outbox.clone();
-    let Ok(writer) = thread::Builder::new().name("socket writer".into()).spawn(move || writer.write_to(&mut to)) else {
+    let Ok(writer) = thread::Builder::new().name("socket writer".into()).spawn(move || writer.write_to(&to)) else {
         return;
     };
     let mut talk = greet(outbox);
-    let mut from = &stream;
     let mut buffer = [0; 4096];
     loop {
-        match from.read(&mut buffer) {
+        match stream.read(&mut buffer) {
             Ok(0) => break,
             Ok(count) => {
                 if !talk.hear(buffer.get(..count).unwrap_or_default(), outbox) {
@@ -207,6 +293,6 @@ fn converse<T: Talk>(stream: UnixStream, outbox: &Outbox, greet: &mut impl FnMut
     outbox.close();
     outbox.drain(PATIENCE);
     // Wakes a writer that waits for a client that does not read.
-    let _ = stream.shutdown(Shutdown::Both);
+    stream.shutdown();
     let _ = writer.join();
 }

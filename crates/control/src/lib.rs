@@ -1,4 +1,4 @@
-//! How one asks a machine: the monitor with QEMU's commands, and QEMU's machine protocol.
+//! How one asks a machine: the monitor with QEMU's commands, QEMU's machine protocol, and gdb's remote protocol.
 //!
 //! [`Monitor::execute`] takes a line and gives a text. All that it knows of a vCPU it sees on that vCPU's own thread
 //! ([`machine::Handle::inspect`]), so that the machine may run meanwhile; memory goes on changing then. What a client
@@ -10,6 +10,7 @@ mod command;
 mod dump;
 mod explain;
 mod expression;
+mod gdb;
 mod info;
 mod lines;
 mod monitor;
@@ -17,7 +18,8 @@ mod paging;
 mod qmp;
 mod registers;
 
-pub use client::{Server, SocketError};
+pub use client::{Address, Server, SocketError};
+pub use gdb::serve_gdb;
 pub use lines::{Lines, PROMPT, banner, serve_monitor};
 pub use monitor::{LINE_MAX, Monitor, MonitorError};
 pub use qmp::serve_qmp;

@@ -1,7 +1,7 @@
 //! The monitor for a client that sends lines: on a socket, or on a pipe.
 
 use crate::Monitor;
-use crate::client::{Outbox, Server, SocketError, Talk};
+use crate::client::{Address, Outbox, Server, SocketError, Talk};
 use crate::monitor::{LINE_MAX, MonitorError};
 use machine::Handle;
 use std::path::Path;
@@ -69,7 +69,7 @@ impl Talk for Session {
 /// # Errors
 /// The socket cannot be made.
 pub fn serve_monitor(path: &Path, handle: Handle) -> Result<Server, SocketError> {
-    Server::start(path, move |outbox| {
+    Server::start(&Address::Unix(path.to_path_buf()), move |outbox| {
         outbox.send(banner() + PROMPT);
         Session { monitor: Monitor::new(handle.clone()), lines: Lines::default() }
     })

@@ -3,7 +3,7 @@
 //! Left out: out-of-band execution, and a description of the protocol in itself (`query-qmp-schema`).
 
 use crate::Monitor;
-use crate::client::{Outbox, Server, SocketError, Talk};
+use crate::client::{Address, Outbox, Server, SocketError, Talk};
 use crate::info;
 use devices::sync::lock;
 use machine::{Event, Handle, RunState};
@@ -278,7 +278,7 @@ pub fn serve_qmp(path: &Path, handle: Handle) -> Result<Server, SocketError> {
             outbox.offer(line(&told(event)));
         }
     });
-    Server::start(path, move |outbox| {
+    Server::start(&Address::Unix(path.to_path_buf()), move |outbox| {
         outbox.send(line(&json!({ "QMP": { "version": version(), "capabilities": [] } })));
         Session {
             monitor: Monitor::new(handle.clone()),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use anyhow::{Context, Result};
+use control::Address;
 use cpu::cpuid::Model;
 use devices::Sink;
 use jit::perf::{Perf, Wanted};
@@ -21,6 +22,8 @@ use crate::session::{End, Event, Session, To};
 
 /// Port of the debug console, as QEMU's `-debugcon` has it.
 const DEBUGCON: u16 = 0xe9;
+/// TCP port of `-s`.
+const GDB_PORT: u16 = 1234;
 
 /// Boots what the flags say and stays until it ends.
 ///
@@ -57,6 +60,10 @@ pub fn run(flags: &Flags) -> Result<End> {
     }
     for path in &flags.qmp {
         session.serve_qmp(path)?;
+    }
+    let here = flags.gdb_here.then(|| Address::Tcp("127.0.0.1".to_owned(), GDB_PORT));
+    for address in flags.gdb.iter().chain(&here) {
+        session.serve_gdb(address)?;
     }
     if flags.stopped {
         session.hold();

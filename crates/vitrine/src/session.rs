@@ -164,6 +164,15 @@ impl Session {
         Ok(())
     }
 
+    /// Serves gdb at `address`.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn serve_gdb(&mut self, address: &control::Address) -> Result<()> {
+        self.servers.push(control::serve_gdb(address, self.handle.clone())?);
+        Ok(())
+    }
+
     /// What becomes of an error of standard output.
     fn broken(events: &Sender<Event>) -> impl FnOnce(io::Error) + Send + 'static {
         let events = events.clone();

@@ -8,7 +8,6 @@ pub fn hint(name: &str) -> Option<&'static str> {
         "netdev" => "no network; leave it out, or say -nic none",
         "bios" | "L" | "boot" | "option-rom" => "no firmware; a kernel is booted directly by -kernel",
         "enable-kvm" => "Vitrine needs no KVM; leave it out",
-        "s" | "gdb" => "no debugger; watch an address by -watch, or look by the monitor",
         "qmp-pretty" | "mon" | "chardev" => "the monitor is given by -monitor or -qmp, the serial port by -serial",
         "sdl" | "gtk" | "spice" | "curses" | "full-screen" => "no display; use -nographic",
         "icount" => "guest time is the host's; leave it out",

@@ -15,6 +15,7 @@ use std::str::FromStr;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 
+use control::Address;
 use cpu::cpuid::Model;
 use lens::{Format, Watch};
 use machine::Accel;
@@ -85,6 +86,12 @@ pub struct Flags {
     /// QEMU's machine protocol at unix:PATH (repeatable)
     #[arg(long, value_name = "unix:PATH", value_parser = values::socket)]
     pub qmp: Vec<PathBuf>,
+    /// serve gdb at tcp:[HOST]:PORT (loopback only without HOST) or unix:PATH (repeatable)
+    #[arg(long, value_name = "TO", value_parser = values::gdb)]
+    pub gdb: Vec<Address>,
+    /// the same as -gdb tcp::1234
+    #[arg(long = "s", action = ArgAction::SetTrue)]
+    pub gdb_here: bool,
     /// wait before the first instruction until the monitor or a debugger says go on
     #[arg(long = "S", action = ArgAction::SetTrue)]
     pub stopped: bool,

@@ -189,6 +189,8 @@ fn wrong_lines_are_answered_with_one_line_that_helps() {
         (&["-debugcon", "pty"], &["stdio", "file:PATH"]),
         (&["-monitor", "vc"], &["stdio", "unix:PATH", "none"]),
         (&["-monitor", "unix:"], &["unix:PATH"]),
+        (&["-gdb", "1234"], &["tcp:[HOST]:PORT", "unix:PATH"]),
+        (&["-gdb", "tcp::70000"], &["65535"]),
         (&["-qmp", "tcp:localhost:4444"], &["unix:PATH"]),
         (&["-qmp", "unix:x,server=off"], &["server=off", "write unix:x"]),
         (&["-device", "e1000"], &["isa-debug-exit"]),

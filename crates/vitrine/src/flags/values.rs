@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use control::Address;
 use cpu::cpuid::{Model, ModelError};
 use lens::{Watch, WatchError};
 use machine::{Accel, BoardKind, DebugExitPorts};
@@ -344,6 +345,21 @@ pub fn socket(text: &str) -> Result<PathBuf, String> {
         }
     }
     Ok(path.into())
+}
+
+/// `tcp:[HOST]:PORT`, on the loopback interface if there is no host, or `unix:PATH`.
+pub fn gdb(text: &str) -> Result<Address, String> {
+    const RIGHT: &str = "gdb is served at tcp:[HOST]:PORT or unix:PATH";
+    if text.starts_with("unix:") {
+        return socket(text).map(Address::Unix);
+    }
+    let address = text.strip_prefix("tcp:").ok_or(RIGHT)?;
+    // QEMU's options, which say what is so.
+    let address = address.split_once(',').map_or(address, |(address, _)| address);
+    let (host, port) = address.rsplit_once(':').ok_or(RIGHT)?;
+    let port = port.parse().ok().filter(|port| *port != 0).ok_or("a TCP port is a number from 1 to 65535")?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Ok(Address::Tcp(if host.is_empty() { "127.0.0.1".to_owned() } else { host.to_owned() }, port))
 }
 
 /// `none`.
