@@ -1,7 +1,8 @@
 //! Where a debugger wants the vCPU to stop: beside the guest's own debug registers, which know nothing of it.
 //!
-//! As for those (see [`crate::debug`]), nothing here runs unless something is set: then the vCPU goes one instruction
-//! at a time. Watched are the explicit accesses of instructions and those of the stack; descriptor tables, page tables
+//! Code in a page with a breakpoint is fetched anew for each instruction, before which it is compared; all other code
+//! runs as ever. With a watchpoint the vCPU goes one instruction at a time, as with the guest's own (see
+//! [`crate::debug`]). Watched are the explicit accesses of instructions and those of the stack; descriptor tables, page tables
 //! and devices are not. A read-modify-write counts as a write.
 
 use crate::Cpu;
@@ -51,10 +52,6 @@ pub struct Debugger {
 }
 
 impl Debugger {
-    pub(crate) fn armed(&self) -> bool {
-        !self.breakpoints.is_empty() || !self.watchpoints.is_empty()
-    }
-
     pub(crate) fn watches(&self) -> bool {
         !self.watchpoints.is_empty()
     }
@@ -86,13 +83,19 @@ impl Cpu {
     /// Changes what a debugger has set.
     pub fn set_debugger(&mut self, change: impl FnOnce(&mut Debugger)) {
         change(&mut self.debugger);
+        self.mmu.set_uncached(self.debugger.breakpoints.iter().map(|gva| gva.page()).collect());
         self.update_mode();
     }
 
-    /// Whether the next instruction has a breakpoint: then that is to be told.
+    /// Whether the next instruction has a breakpoint.
+    pub(crate) fn at_breakpoint(&self) -> bool {
+        !self.debugger.breakpoints.is_empty()
+            && self.code_address().is_ok_and(|gva| self.debugger.breakpoints.contains(&gva))
+    }
+
+    /// The same, and if so it is to be told.
     pub(crate) fn stop_at_breakpoint(&mut self) -> bool {
-        let here = !self.debugger.breakpoints.is_empty()
-            && self.code_address().is_ok_and(|gva| self.debugger.breakpoints.contains(&gva));
+        let here = self.at_breakpoint();
         if here {
             self.debugger.stop = Some(Stop::Breakpoint);
         }

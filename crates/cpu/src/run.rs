@@ -103,6 +103,9 @@ impl Cpu {
         // Memory may have been written while the vCPU stood still.
         self.forget_modified(interpreter);
         loop {
+            if self.debugger.stopped() {
+                return Exit::Stopped;
+            }
             if self.must_poll() || self.halted {
                 match self.poll() {
                     Ok(true) => {}
@@ -111,7 +114,7 @@ impl Cpu {
                 }
             }
             let result = if self.careful || self.shadow != Shadow::None {
-                self.debugged_step(interpreter)
+                if self.stop_at_breakpoint() { Ok(()) } else { self.step(interpreter).map_err(Exit::from) }
             } else if self.watched {
                 self.run_blocks(interpreter).map_err(Exit::from)
             } else {
@@ -145,7 +148,7 @@ impl Cpu {
                 Some(number) if within => number,
                 _ => match interpreter.cache.find(self) {
                     Ok(Found::Cached(number)) => number,
-                    Ok(Found::Once(block)) => break self.execute_one(&block),
+                    Ok(Found::Once(block)) => break self.execute_uncached(&block),
                     Err(exception) => break End::Fault(exception),
                 },
             };
@@ -180,7 +183,7 @@ impl Cpu {
                 }
                 self.execute_limited(block)
             }
-            Ok(Found::Once(block)) => self.execute_one(&block),
+            Ok(Found::Once(block)) => self.execute_uncached(&block),
             Err(exception) => End::Fault(exception),
         };
         self.conclude(interpreter, end)
@@ -235,17 +238,6 @@ impl Cpu {
         }
     }
 
-    /// Runs one instruction, unless a debugger has a breakpoint there; stops behind it if that hit a watchpoint.
-    #[cold]
-    #[inline(never)]
-    fn debugged_step(&mut self, interpreter: &mut Interpreter) -> Result<(), Exit> {
-        if self.stop_at_breakpoint() {
-            return Err(Exit::Stopped);
-        }
-        self.step(interpreter)?;
-        if self.debugger.stopped() { Err(Exit::Stopped) } else { Ok(()) }
-    }
-
     /// Runs one instruction with everything around it that a debug register or a shadow asks for.
     #[cold]
     #[inline(never)]
@@ -287,6 +279,11 @@ impl Cpu {
         } else {
             self.execute(&block.ops)
         }
+    }
+
+    /// Executes an instruction that was fetched for this once, unless a debugger has a breakpoint there.
+    fn execute_uncached(&mut self, block: &Block) -> End {
+        if self.stop_at_breakpoint() { End::Continue } else { self.execute_one(block) }
     }
 
     /// Executes the first operation of a block: #GP(0) if it goes on beyond the code segment's limit.

@@ -138,7 +138,7 @@ pub struct Cpu {
     pub halted: bool,
     /// After INIT, waiting for a start-up IPI.
     pub waiting_for_sipi: bool,
-    /// One instruction at a time: TF, RF or an enabled breakpoint, the guest's or a debugger's. By [`Cpu::update_mode`].
+    /// One instruction at a time: TF, RF, an enabled breakpoint or a debugger's watchpoint. By [`Cpu::update_mode`].
     pub careful: bool,
     /// TF was set when the current instruction began. Only on the careful path.
     pub stepping: bool,
@@ -285,7 +285,7 @@ impl Cpu {
                 *register &= 0xffff_ffff;
             }
         }
-        let armed = self.breakpoints_armed() || self.debugger.armed();
+        let armed = self.breakpoints_armed() || self.debugger.watches();
         self.careful = self.system_flags.trap() || self.system_flags.resume() || armed;
         self.mmu.set_space(if self.cpl == 3 {
             memory::Space::User

@@ -15,6 +15,7 @@ use crate::space::AddressSpace;
 use crate::tlb::{Cached, Entry, Stats, Tlb, View};
 use crate::walk::{Inspection, Mode, Paging};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -88,7 +89,7 @@ pub struct PagingRegisters {
 pub enum FetchPage {
     /// RAM or ROM: the host address of the page's first byte identifies the code whatever its virtual address.
     Memory(Hva),
-    /// The page is not plain memory, or an observer wants to see its fetches: read bytes with [`Mmu::fetch_bytes`],
+    /// The page is not plain memory, or somebody wants to know of its fetches: read bytes with [`Mmu::fetch_bytes`],
     /// one instruction at a time, and cache nothing.
     Uncached,
 }
@@ -122,6 +123,8 @@ pub struct Mmu {
     paging: Paging,
     tlb: Tlb,
     observer: Option<Arc<dyn Observer>>,
+    /// Pages from which each fetch has to be made.
+    uncached: BTreeSet<Gva>,
 }
 
 // SAFETY: the pointer in `view` is into tables that `tlb` owns; the rest is Send by itself.
@@ -147,6 +150,7 @@ impl Mmu {
             paging: Paging::new(PHYSICAL_BITS),
             tlb,
             observer: None,
+            uncached: BTreeSet::new(),
         }
     }
 
@@ -160,6 +164,15 @@ impl Mmu {
     pub fn set_observer(&mut self, observer: Option<Arc<dyn Observer>>) {
         self.observer = observer;
         self.flush_all();
+    }
+
+    /// Has code in these virtual pages, and no others, fetched anew for each instruction ([`FetchPage::Uncached`]), so
+    /// that a debugger can be asked before it. Flushes if that is a change.
+    pub fn set_uncached(&mut self, pages: BTreeSet<Gva>) {
+        if self.uncached != pages {
+            self.uncached = pages;
+            self.flush_all();
+        }
     }
 
     /// The registers last taken.

@@ -32,8 +32,8 @@ fn counter() -> (tempfile::NamedTempFile, [u64; 4]) {
     (initramfs::file_of(&image), [first, first + 10, first + 13, first + 21])
 }
 
-/// Runs gdb with these commands on a machine that waits before its first instruction; gives what gdb said.
-fn debug(test: &str, kernel: &Path, commands: &[String]) -> Option<String> {
+/// Runs gdb with these commands on a machine with these flags; gives what gdb said.
+fn debug(test: &str, kernel: &Path, flags: &[&str], commands: &[String]) -> Option<String> {
     if Command::new("gdb").arg("--version").output().is_err() {
         skipped(test, "no gdb (package gdb)");
         return None;
@@ -41,7 +41,8 @@ fn debug(test: &str, kernel: &Path, commands: &[String]) -> Option<String> {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("gdb");
     let flag = format!("unix:{}", socket.display());
-    let session = Session::start(VITRINE, &["-kernel", argument(kernel), "-display", "none", "-S", "-gdb", &flag]);
+    let arguments = [&["-kernel", argument(kernel), "-display", "none", "-gdb", &flag], flags].concat();
+    let session = Session::start(VITRINE, &arguments);
     let start = Instant::now();
     while !socket.exists() {
         assert!(start.elapsed() < SOON, "the socket is there");
@@ -75,7 +76,7 @@ fn gdb_breaks_steps_and_watches() {
     let (kernel, [first, round, write, read]) = counter();
     let data = image::DATA;
     let commands = [
-        format!("printf \"starts at %lx\\n\", $rip"),
+        "printf \"starts at %lx\\n\", $rip".into(),
         format!("hbreak *{first:#x}"),
         "continue".into(),
         "stepi".into(),
@@ -100,7 +101,7 @@ fn gdb_breaks_steps_and_watches() {
         format!("printf \"now %d\\n\", *(int*){data:#x}"),
         "detach".into(),
     ];
-    let Some(said) = debug("gdb", kernel.path(), &commands) else { return };
+    let Some(said) = debug("gdb", kernel.path(), &["-S"], &commands) else { return };
     in_order(
         &said,
         &[
@@ -147,7 +148,7 @@ fn gdb_sees_registers_threads_and_both_memories() {
         "monitor xp/xb 0x100000",
         "kill",
     ]);
-    let Some(said) = debug("gdb", kernel.path(), &commands) else { return };
+    let Some(said) = debug("gdb", kernel.path(), &["-S"], &commands) else { return };
     in_order(
         &said,
         &texts(&[
@@ -173,6 +174,35 @@ fn gdb_sees_registers_threads_and_both_memories() {
         "0000000000100000: 0x7f\n",
     ] {
         assert!(said.contains(part), "{part:?} in {said}");
+    }
+}
+
+/// The guest has long been translated when gdb comes.
+#[test]
+fn gdb_stops_what_runs_translated_and_interpreted() {
+    let (kernel, [_, round, write, _]) = counter();
+    for accel in ["jit", "interp"] {
+        let commands = [
+            format!("tbreak *{round:#x}"),
+            "continue".into(),
+            "stepi".into(),
+            format!("hbreak *{write:#x} if $rcx % 100 == 0"),
+            "continue".into(),
+            "printf \"rcx ends in %ld\\n\", $rcx % 100".into(),
+            "detach".into(),
+        ];
+        let flags = ["-accel", accel];
+        let Some(said) = debug("gdb, running", kernel.path(), &flags, &commands) else { return };
+        in_order(
+            &said,
+            &[
+                format!("breakpoint 1, {round:#018x} in"),
+                format!("{write:#018x} in"),
+                format!("Breakpoint 2, {write:#018x} in"),
+                "rcx ends in 0\n".into(),
+                "detached".into(),
+            ],
+        );
     }
 }
 

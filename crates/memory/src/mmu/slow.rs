@@ -164,13 +164,15 @@ impl Mmu {
         };
         let gpa = self.map.gated(translation.gpa.page().0);
         let gva = gva.page();
+        let mut watch = observer.map(|observer| observer.interest(gva, gpa)).unwrap_or_default();
+        watch.fetch |= self.uncached.contains(&gva);
         Ok(Full {
             gva,
             gpa,
             memory: self.map.page(gpa),
             rights: translation.rights,
             shift: translation.shift as u8,
-            watch: observer.map(|observer| observer.interest(gva, gpa)).unwrap_or_default(),
+            watch,
         })
     }
 
