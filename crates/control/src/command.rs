@@ -2,7 +2,7 @@
 
 use crate::arguments::Arguments;
 use crate::monitor::{Monitor, MonitorError, Outcome};
-use crate::{dump, explain, info, paging};
+use crate::{core_file, dump, explain, info, paging};
 use machine::RunState;
 use std::fmt::Write;
 
@@ -75,6 +75,12 @@ const COMMANDS: &[Command] = &[
         arguments: "addr size file",
         help: "save to disk physical memory dump starting at 'addr' of size 'size'",
         run: dump::pmemsave,
+    },
+    Command {
+        names: &["dump-guest-memory"],
+        arguments: "[-p] file",
+        help: "save memory and registers as an ELF core file (-p: by virtual addresses)",
+        run: core_file::dump,
     },
     Command { names: &["cpu"], arguments: "index", help: "set the default CPU", run: cpu },
     Command { names: &["stop", "s"], arguments: "", help: "stop emulation", run: stop },

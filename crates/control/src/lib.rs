@@ -7,6 +7,7 @@
 mod arguments;
 mod client;
 mod command;
+mod core_file;
 mod dump;
 mod explain;
 mod expression;

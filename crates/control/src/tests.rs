@@ -282,3 +282,32 @@ fn memory_is_saved_to_files() {
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 4096, "kept");
     }
 }
+
+/// Read as whoever reads core files does.
+#[test]
+fn a_core_file_has_memory_and_registers() {
+    use object::read::elf::{ElfFile64, ProgramHeader};
+    let mut guest = Guest::running();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("core");
+    for flag in ["", "-p "] {
+        assert_eq!(guest.say(&format!("dump-guest-memory {flag}\"{}\"", path.display())), "");
+        assert_eq!(guest.handle.run_state(), RunState::Running, "it goes on");
+        let bytes = std::fs::read(&path).unwrap();
+        let file = ElfFile64::<object::Endianness>::parse(&*bytes).unwrap();
+        let endian = file.endian();
+        let headers = file.elf_program_headers();
+        assert_eq!(headers.len(), 2, "notes, and RAM, which is mapped one to one");
+        assert_eq!(headers[1].p_filesz(endian), 16 << 20);
+        let ram = headers[1].data(endian, &*bytes).unwrap();
+        let at = usize::try_from(image::DATA).unwrap();
+        assert_eq!(ram[at..at + 8], VALUE.to_le_bytes());
+        let notes: Vec<_> = headers[0].notes(endian, &*bytes).unwrap().unwrap().map(Result::unwrap).collect();
+        assert_eq!((notes.len(), notes[0].name(), notes[1].name()), (2, &b"CORE"[..], &b"QEMU"[..]));
+        assert_eq!((notes[0].desc().len(), notes[1].desc().len()), (336, 440));
+        // RAX of the one, and CR3 of the other.
+        assert_eq!(notes[0].desc()[112 + 80..][..8], VALUE.to_le_bytes());
+        assert_eq!(notes[1].desc()[440 - 24..][..8], 0x10_3000_u64.to_le_bytes());
+    }
+    assert!(guest.say("dump-guest-memory \"/nonexistent/x\"").contains("cannot be written"));
+}
