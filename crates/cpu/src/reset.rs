@@ -74,6 +74,7 @@ impl Cpu {
             dr: [0; 8],
             fault_address: 0,
             instructions: 0,
+            stop_at: None,
             msrs: Msrs::default(),
             vector: VectorState::new(),
             engine: Engine::new(),

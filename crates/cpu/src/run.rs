@@ -16,6 +16,8 @@ use x86::Exception;
 pub enum Exit {
     /// [`Signals::STOP`] is raised, or a debugger is to know of something: see [`Cpu::take_stop`].
     Stopped,
+    /// As many instructions have been executed as [`Cpu::stop_at`] says. Nothing that waits has been acted on since.
+    Counted,
     /// A fault could not be delivered, nor the double fault that it became.
     TripleFault(TripleFault),
     /// The tier has a bug, of which this is a report; the vCPU's state may be wrong.
@@ -93,6 +95,13 @@ impl Cpu {
         self.signals.raised() & self.poll_mask() != 0
     }
 
+    /// How many instructions may still be executed.
+    #[inline(always)]
+    #[must_use]
+    pub fn left(&self) -> u64 {
+        self.stop_at.map_or(u64::MAX, |stop| stop.saturating_sub(self.instructions))
+    }
+
     /// Runs until something stops the vCPU.
     pub fn run(&mut self, interpreter: &mut Interpreter) -> Exit {
         self.run_with(interpreter, &mut Alone)
@@ -105,6 +114,9 @@ impl Cpu {
         loop {
             if self.debugger.stopped() {
                 return Exit::Stopped;
+            }
+            if self.left() == 0 {
+                return Exit::Counted;
             }
             if self.must_poll() || self.halted {
                 match self.poll() {
@@ -154,7 +166,8 @@ impl Cpu {
             };
             let block = interpreter.cache.get(number);
             let end = if LONG { self.execute(&block.ops) } else { self.execute_limited(block) };
-            if !matches!(end, End::Near) || self.signals.raised() & mask != 0 || self.mmu.code_modified() {
+            let asked = self.signals.raised() & mask != 0 || self.left() == 0;
+            if !matches!(end, End::Near) || asked || self.mmu.code_modified() {
                 break end;
             }
         };
@@ -218,7 +231,7 @@ impl Cpu {
     }
 
     fn conclude(&mut self, interpreter: &mut Interpreter, end: End) -> Result<Step, TripleFault> {
-        if matches!(end, End::Near) && !self.must_poll() && !self.mmu.code_modified() {
+        if matches!(end, End::Near) && !self.must_poll() && self.left() != 0 && !self.mmu.code_modified() {
             return Ok(Step::Near);
         }
         self.finish(interpreter, end)?;
@@ -296,9 +309,10 @@ impl Cpu {
         self.execute(ops)
     }
 
-    /// Executes operations until one does not simply go on to the next.
+    /// Executes operations until one does not simply go on to the next, or enough have been executed.
     #[inline(always)]
     fn execute(&mut self, ops: &[Op]) -> End {
+        let ops = usize::try_from(self.left()).ok().and_then(|left| ops.get(..left)).unwrap_or(ops);
         let mut left = ops.iter();
         let mut rip = self.rip();
         let result = loop {

@@ -170,8 +170,10 @@ pub struct Cpu {
     pub dr: [u64; 8],
     /// Address of the last page fault raised, for CR2 on delivery.
     pub fault_address: u64,
-    /// Instructions executed.
+    /// Instructions executed. A tier need not count those that it executes unless `stop_at` is set.
     pub instructions: u64,
+    /// How many instructions may have been executed in all: then the vCPU stops.
+    pub stop_at: Option<u64>,
     /// Plain MSRs.
     pub msrs: Msrs,
     /// x87, MMX, XMM, YMM and MXCSR.

@@ -393,6 +393,12 @@ impl Asm {
         self.raw(&value.to_le_bytes());
     }
 
+    /// `sub qword [mem], value`.
+    pub fn sub_imm64(&mut self, mem: Mem, value: i32) {
+        self.rm(true, &[0x81], 5, mem);
+        self.raw(&value.to_le_bytes());
+    }
+
     /// `or reg, [mem]`.
     pub fn or_mem(&mut self, reg: Reg, mem: Mem) {
         self.rm(true, &[0x0b], reg, mem);

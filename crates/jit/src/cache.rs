@@ -39,7 +39,7 @@ impl Key {
     #[must_use]
     pub fn new(start: Hva, mode: Mode) -> Self {
         // No host address of user space uses the upper bits.
-        Self(start.0 | mode.bits() << 56)
+        Self(start.0 | mode.bits() << 48)
     }
 
     /// The page of the code.

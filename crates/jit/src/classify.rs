@@ -102,6 +102,8 @@ pub struct Mode {
     pub avx: bool,
     /// What is different outside 64-bit mode.
     pub legacy: Option<Legacy>,
+    /// Instructions are counted: see `cpu::Cpu::stop_at`.
+    pub counts: bool,
 }
 
 impl Mode {
@@ -111,7 +113,8 @@ impl Mode {
         let x87 = !cpu.cr0.emulation() && !cpu.cr0.task_switched();
         let avx = cpu.cr4.os_xsave() && cpu.xcr0.sse() && cpu.xcr0.avx() && !cpu.cr0.task_switched();
         let avx = avx && cpu.protected();
-        Self { user: cpu.cpl != 0, x87, sse: x87 && cpu.cr4.os_fxsr(), avx, legacy: Legacy::of(cpu) }
+        let (sse, legacy) = (x87 && cpu.cr4.os_fxsr(), Legacy::of(cpu));
+        Self { user: cpu.cpl != 0, x87, sse, avx, legacy, counts: cpu.stop_at.is_some() }
     }
 
     /// Default size of the code.
@@ -130,12 +133,12 @@ impl Mode {
         }
     }
 
-    /// As a number of eight bits.
+    /// As a number of nine bits.
     #[must_use]
     pub fn bits(self) -> u64 {
         let legacy = self.legacy.map_or(0, |legacy| legacy.bits() << 1 | 1);
         let units = u64::from(self.x87) << 1 | u64::from(self.sse) << 2 | u64::from(self.avx) << 3;
-        u64::from(self.user) | units | legacy << 4
+        u64::from(self.user) | units | legacy << 4 | u64::from(self.counts) << 8
     }
 }
 

@@ -52,6 +52,8 @@ pub struct Frame {
     pub site: u32,
     /// Which recipe makes the flags where several ways meet: its number, or 0 if they are in `flags`.
     pub recipe: u32,
+    /// What a register holds at the end of a run: see `translate::runs`.
+    pub bound: u64,
     /// Addends of groups of accesses: see `translate::groups`.
     pub addends: [u64; crate::translate::groups::KEPT],
     /// Base of FS.
@@ -98,6 +100,8 @@ pub struct Frame {
     pub fault_flags: u64,
     /// What translated code counts, if it does.
     pub inline: Inline,
+    /// How many instructions may be executed after the running block, where they are counted.
+    pub budget: u64,
     /// Not zero: SYSCALL or SYSRET has been executed.
     pub crossed: u32,
     /// Not zero: the vector registers and MXCSR are the guest's.

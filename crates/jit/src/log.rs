@@ -27,6 +27,8 @@ pub enum Part {
     Insn,
     /// An instruction's own code where its group (see `translate`) shares no check.
     Alone,
+    /// The same in an iteration without checks, or where those begin.
+    Run,
     /// Where a block is entered from outside.
     Door,
     /// Where the check of an access goes that misses.
@@ -49,6 +51,7 @@ impl Part {
         match self {
             Self::Insn => "",
             Self::Alone => ".alone",
+            Self::Run => ".run",
             Self::Door => ".door",
             Self::Miss => ".miss",
             Self::Interpret => ".interpret",
@@ -64,6 +67,7 @@ impl Part {
         match self {
             Self::Insn => "",
             Self::Alone => "access with its own check",
+            Self::Run => "without checks",
             Self::Door => "entry from outside",
             Self::Miss => "access that misses",
             Self::Interpret => "left to the interpreter",
@@ -267,6 +271,9 @@ impl Names {
             (offset_of!(Frame, gs), "gs_base"),
             (offset_of!(Frame, site), "site"),
             (offset_of!(Frame, recipe), "recipe"),
+            (offset_of!(Frame, bound), "bound"),
+            (offset_of!(Frame, addends), "addend0"),
+            (offset_of!(Frame, budget), "budget"),
             (offset_of!(Frame, scratch), "scratch"),
             (offset_of!(Frame, inline) + offset_of!(Inline, accesses), "count_accesses"),
             (offset_of!(Frame, inline) + offset_of!(Inline, jumps), "count_jumps"),

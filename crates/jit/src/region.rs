@@ -8,6 +8,7 @@ mod explore;
 
 pub use explore::{Explorer, Source};
 
+use crate::asm::Cond;
 use crate::classify::{Class, Mode, Units, classify};
 use crate::flags::{Effect, Recipe};
 use crate::graph::Way;
@@ -97,6 +98,12 @@ impl Insn {
             OpKind::NearBranch32 => (target as u32).cast_signed().into(),
             _ => target.cast_signed(),
         }
+    }
+
+    /// When a conditional jump jumps.
+    #[must_use]
+    pub fn condition(&self) -> Cond {
+        Cond((self.i.condition_code() as u8).saturating_sub(1))
     }
 
     /// Whether the host's flags are lost on the way to it.
@@ -246,6 +253,7 @@ impl Region {
 
     /// Finds what becomes of the flags, and from that the convention of each block's entry.
     fn solve(&mut self) {
+        let counts = self.mode.counts;
         let mut ways = vec![0; self.blocks.len()];
         let mut from = vec![usize::MAX; self.blocks.len()];
         for (n, block) in self.blocks.iter().enumerate() {
@@ -276,6 +284,10 @@ impl Region {
                     let mut before = insn.transfer(future);
                     // The poll comes before the last instruction.
                     before.seen |= loops && k + 1 == count;
+                    if counts && k == 0 {
+                        // What counts the block's instructions comes before the first one.
+                        (before.seen, before.soon) = (true, false);
+                    }
                     (insn.before, insn.after) = (before, future);
                     future = before;
                 }

@@ -108,10 +108,11 @@ impl Jit {
         self.cache.record(perf);
     }
 
-    /// Enters translated code at `target`, a host address.
+    /// Enters translated code at `target`, a host address, in a block of which so many instructions are left to be executed.
+    /// (At its beginning it counts them itself.)
     ///
     /// SYSCALL and SYSRET may change `mode` on the way.
-    fn enter(&mut self, cpu: &mut Cpu, mode: &mut Mode, target: u64) -> Reason {
+    fn enter(&mut self, cpu: &mut Cpu, mode: &mut Mode, target: u64, left: u16) -> Reason {
         let stamp = self.stamp(cpu, *mode);
         let view = cpu.mmu.view();
         let table = view.base.addr() as u64;
@@ -146,6 +147,8 @@ impl Jit {
         }
         f.crossed = 0;
         f.target = target;
+        let stop = cpu.stop_at.unwrap_or_default();
+        f.budget = stop.wrapping_sub(cpu.instructions).wrapping_sub(left.into());
         cpu.vector.set_image_mxcsr(host::vector::MXCSR_DEFAULT);
         // FXSAVE would leave the host's own addresses there.
         let pointers = cpu.vector.x87_pointers();
@@ -161,6 +164,9 @@ impl Jit {
         // SAFETY: translated code has been left.
         let f: &mut Frame = unsafe { &mut *frame };
         cpu.status = join_flags(f.flags);
+        if mode.counts {
+            cpu.instructions = stop.wrapping_sub(f.budget);
+        }
         if f.crossed != 0 || cpu.system_flags.alignment_check() != access {
             cpu.update_mode();
             *mode = Mode::of(cpu);
@@ -212,6 +218,9 @@ impl Jit {
     fn arrive(&mut self, cpu: &mut Cpu, site: &Site) {
         let base = self.frame().base;
         cpu.regs[RIP] = base.wrapping_add(site.offset.into());
+        if cpu.stop_at.is_some() {
+            cpu.instructions = cpu.instructions.wrapping_sub(site.left.into());
+        }
         match site.flags {
             Flags::Frame => {}
             Flags::Host => cpu.status = join_flags(self.frame().fault_flags),
@@ -447,10 +456,10 @@ impl Tier for Jit {
         let mut way = Way::Find;
         loop {
             // What is tried again is no place to stop at: the TLB has an entry for it, with the accessed bit set.
-            if !matches!(way, Way::Again(_)) && self.cache.frame.calm() && cpu.must_poll() {
+            if !matches!(way, Way::Again(_)) && (self.cache.frame.calm() && cpu.must_poll() || cpu.left() == 0) {
                 return Ok(());
             }
-            let target = match way {
+            let (target, left) = match way {
                 Way::Find => match self.find(cpu, interpreter, mode, &mut patch)? {
                     Some(found) => {
                         way = found;
@@ -458,19 +467,23 @@ impl Tier for Jit {
                     }
                     None => return Ok(()),
                 },
-                Way::Outer(host) => host,
-                Way::Inner(offset) => self.cache.host(offset as usize),
+                Way::Outer(host) => (host, 0),
+                Way::Inner(offset) => (self.cache.host(offset as usize), 0),
                 Way::Behind(number) | Way::Again(number) => {
                     let Some(site) = self.cache.sites.get(number).copied() else {
                         way = Way::Find;
                         continue;
                     };
-                    let place = if way == Way::Again(number) { site.again } else { site.next };
+                    let (place, left) = if way == Way::Again(number) {
+                        (site.again, site.left)
+                    } else {
+                        (site.next, site.left.saturating_sub(1))
+                    };
                     self.frame().behind = self.cache.host(place as usize);
-                    self.resume(site.units)
+                    (self.resume(site.units), left)
                 }
             };
-            let reason = self.enter(cpu, &mut mode, target);
+            let reason = self.enter(cpu, &mut mode, target, left);
             let number = match reason {
                 Reason::Fault => {
                     let pc = self.frame().landing.pc.wrapping_sub(self.cache.host(0));
@@ -515,6 +528,13 @@ impl Tier for Jit {
                 // The top of the loop looks at what is wanted.
                 self.cache.stats.polls += 1;
                 way = Way::Find;
+                continue;
+            }
+            if site.kind == Kind::Meter {
+                match cpu.interpret_block(interpreter, u16::MAX)? {
+                    Step::Near => way = Way::Find,
+                    Step::Anew | Step::Warm => return Ok(()),
+                }
                 continue;
             }
             let address = self.frame().address;

@@ -28,6 +28,8 @@ pub enum Kind {
     Instruction,
     /// An instruction before which requests are looked for.
     Poll,
+    /// The first one of a block that has more than may still be executed.
+    Meter,
     /// It accesses memory through a remembered TLB entry.
     Access {
         /// Bytes.
@@ -90,6 +92,8 @@ pub struct Site {
     pub again: u32,
     /// Where in the page that is.
     pub following: u16,
+    /// How many instructions of its block are not executed yet: from this one to the last.
+    pub left: u16,
 }
 
 /// All sites of a vCPU, and which of them host code belongs to. Each segment of the code buffer has a range of numbers
@@ -293,7 +297,16 @@ mod tests {
 
     fn site(offset: u16) -> Site {
         let kind = Kind::Access { size: 8, write: true, ahead: 1 };
-        Site { offset, units: Units::default(), flags: Flags::Frame, kind, next: 0, again: 0, following: offset + 1 }
+        Site {
+            offset,
+            units: Units::default(),
+            flags: Flags::Frame,
+            kind,
+            next: 0,
+            again: 0,
+            following: offset + 1,
+            left: 1,
+        }
     }
 
     #[test]

@@ -72,6 +72,9 @@ impl Differences {
         self.add("cpl, code size", (a.cpl, a.code_size), (b.cpl, b.code_size));
         self.add("halted, shadow", (a.halted, a.shadow), (b.halted, b.shadow));
         self.add("nmi blocked, debug traps", (a.nmi_blocked, a.debug_pending), (b.nmi_blocked, b.debug_pending));
+        if a.stop_at.is_some() {
+            self.add("instructions executed", a.instructions, b.instructions);
+        }
         self.compare_vectors(&a.vector, &b.vector, options);
     }
 

@@ -11,7 +11,7 @@ use x86::msr;
 
 /// A write to this port ends the case.
 pub const END: u8 = 0xe0;
-/// A write to this port asks for an interrupt that is logged like an exception.
+/// A write to this port asks for an interrupt: see [`Control::ask`].
 pub const ASK: u8 = 0xe1;
 /// A word written to this port has a device write into the case's code: where, the word's lower bits say.
 pub const DMA: u8 = 0xe4;
@@ -84,6 +84,12 @@ impl Control {
         self.ended.load(Relaxed)
     }
 
+    /// Asks for an interrupt that is logged like an exception.
+    pub fn ask(&self) {
+        lock(&self.apic.asked).push_back(ASKED);
+        self.signals.raise(Signals::INTERRUPT);
+    }
+
     /// To the state before a case.
     pub fn reset(&self) {
         self.ended.store(false, Relaxed);
@@ -102,10 +108,7 @@ impl PortIo for Control {
                 self.ended.store(true, Relaxed);
                 self.signals.raise(Signals::STOP);
             }
-            ASK => {
-                lock(&self.apic.asked).push_back(ASKED);
-                self.signals.raise(Signals::INTERRUPT);
-            }
+            ASK => self.ask(),
             DMA if size == 4 => {
                 let word = value.wrapping_mul(0x9e37_79b1).to_le_bytes();
                 let offset = (u64::from(value) & 0x3fff).min(CODE_LEN - 4);

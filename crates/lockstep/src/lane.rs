@@ -128,6 +128,8 @@ pub struct Lane {
     msrs: Msrs,
     /// Page-table entries whose accessed and dirty bits were cleared.
     cold: Vec<u64>,
+    /// After how many instructions interrupts are still to be asked for.
+    interrupts: std::vec::IntoIter<u64>,
     /// Entries of the table of lengths that are set.
     lengths: Vec<usize>,
 }
@@ -153,7 +155,8 @@ impl Lane {
         let mut cpu = Cpu::new(0, image.model.clone(), connections);
         cpu.reset();
         let msrs = cpu.msrs;
-        Self { cpu, recorder, apic, control, image, msrs, cold: Vec::new(), lengths: Vec::new() }
+        let (cold, lengths, interrupts) = (Vec::new(), Vec::new(), Vec::new().into_iter());
+        Self { cpu, recorder, apic, control, image, msrs, cold, interrupts, lengths }
     }
 
     /// Puts a program and the state it begins with in place.
@@ -163,6 +166,9 @@ impl Lane {
         self.apic.reset(start.storm);
         self.control.reset();
         self.recorder.records().clear();
+        self.cpu.instructions = 0;
+        self.cpu.stop_at = (!start.interrupts.is_empty()).then_some(0);
+        self.interrupts = start.interrupts.clone().into_iter();
     }
 
     fn load_memory(&mut self, program: &Program, start: &Start) {
@@ -270,12 +276,22 @@ impl Lane {
     /// The tier finds that it has a bug.
     pub fn run(&mut self, tier: &mut dyn Tier, watchdog: &Watchdog) -> Outcome {
         let guard = watchdog.watch(&self.cpu.signals);
-        match tier.run(&mut self.cpu) {
-            Exit::TripleFault(fault) => Outcome::Shutdown(fault),
-            Exit::Bug(report) => panic!("{report}"),
-            Exit::Stopped if self.control.ended() => Outcome::Ended,
-            Exit::Stopped if guard.expired() => Outcome::Endless,
-            Exit::Stopped => Outcome::Astray,
+        let mut asks = false;
+        loop {
+            if let Some(stop) = &mut self.cpu.stop_at {
+                if std::mem::replace(&mut asks, true) {
+                    self.control.ask();
+                }
+                *stop = self.interrupts.next().map_or(u64::MAX, |gap| *stop + gap);
+            }
+            match tier.run(&mut self.cpu) {
+                Exit::TripleFault(fault) => return Outcome::Shutdown(fault),
+                Exit::Bug(report) => panic!("{report}"),
+                Exit::Counted if Some(self.cpu.instructions) == self.cpu.stop_at => {}
+                Exit::Stopped if self.control.ended() => return Outcome::Ended,
+                Exit::Stopped if guard.expired() => return Outcome::Endless,
+                Exit::Counted | Exit::Stopped => return Outcome::Astray,
+            }
         }
     }
 

@@ -206,7 +206,7 @@ const SYSTEM_PAGES: [(u64, u64); 15] = [
 
 /// What a guest may change by plain stores, compared and restored after every case: guest physical address and
 /// length. Of the system's pages only those parts that its kernel uses.
-pub const WRITABLE: [(u64, u64); 12] = [
+pub const WRITABLE: [(u64, u64); 13] = [
     (GDT, 0xb00),
     (LOG, PAGE),
     (STACK + PAGE - 0x100, 0x100),
@@ -218,6 +218,8 @@ pub const WRITABLE: [(u64, u64); 12] = [
     (EDGE_GPA, PAGE),
     (CODE_GPA, 3 * PAGE),
     (USER_STACK - LOW, 2 * PAGE),
+    // With CR0.WP clear.
+    (EXIT_GPA, PAGE),
     (COUNTERS_GPA, PAGE),
 ];
 

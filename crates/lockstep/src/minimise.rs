@@ -84,6 +84,8 @@ fn simplifications(mode: Mode) -> Vec<Simplification> {
     let plain = Start::plain(mode);
     let mut ways: Vec<Simplification> = vec![
         Box::new(|start| start.storm = 0),
+        Box::new(|start| start.interrupts.clear()),
+        Box::new(|start| start.interrupts.truncate(1)),
         Box::new(|start| start.cold = 0),
         Box::new(|start| start.pkru = 0),
         Box::new(|start| start.armed = 0),

@@ -15,6 +15,7 @@ use crate::start::{Roles, Start};
 use cpu::state::{RBP, RBX, RCX, RDI, RSI, RSP};
 use iced_x86::{Code, IcedError, Instruction, MemoryOperand, Register};
 
+mod array;
 mod flow;
 mod memory;
 mod system;
@@ -134,7 +135,7 @@ impl Writer<'_> {
 
     /// A statement, in which others nest up to `depth`.
     fn statement(&mut self, depth: u32) {
-        match self.random.below(if depth == 0 { 14 } else { 23 }) {
+        match self.random.below(if depth == 0 { 15 } else { 24 }) {
             0..4 => {
                 let count = 1 + self.random.index(6);
                 self.straight(count);
@@ -148,10 +149,11 @@ impl Writer<'_> {
             11 => self.call(),
             12 => self.stray(),
             13 => self.control_word(),
-            14..18 => self.counted(depth - 1),
-            18..20 => self.either(depth - 1),
-            20 => self.switch(depth - 1),
-            21 => self.across_a_page(depth - 1),
+            14 => self.array(),
+            15..19 => self.counted(depth - 1),
+            19 | 20 => self.either(depth - 1),
+            21 => self.switch(depth - 1),
+            22 => self.across_a_page(depth - 1),
             _ => self.call(),
         }
     }
@@ -326,11 +328,12 @@ impl Writer<'_> {
     }
 
     /// Runs `body` with registers reserved beside those that are.
-    fn reserving(&mut self, registers: u16, body: impl FnOnce(&mut Self)) {
+    fn reserving<T>(&mut self, registers: u16, body: impl FnOnce(&mut Self) -> T) -> T {
         let before = self.constraints.reserved;
         self.constraints.reserved |= registers;
-        body(self);
+        let made = body(self);
         self.constraints.reserved = before;
+        made
     }
 
     /// Index registers of string instructions.

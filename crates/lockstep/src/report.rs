@@ -160,5 +160,8 @@ fn describe(start: &Start) -> String {
     for (name, value, _) in rest.into_iter().filter(|(_, value, usual)| value != usual) {
         let _ = write!(text, "\n  {name} {value:#x}");
     }
+    if !start.interrupts.is_empty() {
+        let _ = write!(text, "\n  interrupts, each after so many instructions: {:?}", start.interrupts);
+    }
     text
 }

@@ -195,13 +195,12 @@ impl Session {
 
     fn execute(&mut self, case: &Case, program: &Program) -> Option<[Outcome; 2]> {
         let [reference, other] = &mut self.runners;
-        let before = reference.lane.cpu.instructions;
         reference.lane.load(program, &case.start);
         let expected = reference.lane.run(&mut *reference.tier, &reference.watchdog);
-        self.statistics.instructions += reference.lane.cpu.instructions - before;
+        self.statistics.instructions += reference.lane.cpu.instructions;
         if expected == Outcome::Endless {
             self.statistics.endless += 1;
-            let lanes = [&reference.lane, &reference.lane];
+            let lanes = [&reference.lane, &other.lane];
             Differences::default().compare_memory(lanes, case.start.mode, &self.image, &mut self.buffers, false);
             return None;
         }

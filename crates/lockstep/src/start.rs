@@ -38,6 +38,9 @@ pub struct Start {
     pub cold: u32,
     /// How many interrupts wait, one behind the other, that come at any time and leave no trace.
     pub storm: u32,
+    /// After how many instructions each of the interrupts is asked for that are logged like exceptions. If there are any,
+    /// the case's instructions are counted.
+    pub interrupts: Vec<u64>,
 }
 
 /// Bits of DR7 that arm breakpoints and say for what, but for those of I/O.
@@ -82,6 +85,7 @@ impl Start {
             armed: 0,
             cold: 0,
             storm: 0,
+            interrupts: Vec::new(),
         }
     }
 
@@ -131,6 +135,10 @@ impl Start {
         // Elsewhere they would be seen on the case's own stack.
         if random.one_in(8) && (mode.is_long() || start.cpl == 3) {
             start.storm = random.below(40) as u32;
+        }
+        if random.one_in(4) {
+            let most = random.below(12);
+            start.interrupts = (0..=random.below(8)).map(|_| random.below(1 << most)).collect();
         }
         (start, roles)
     }

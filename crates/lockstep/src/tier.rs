@@ -83,6 +83,9 @@ impl Stepped {
 impl Tier for Stepped {
     fn run(&mut self, cpu: &mut Cpu) -> Exit {
         loop {
+            if Some(cpu.instructions) == cpu.stop_at {
+                return Exit::Counted;
+            }
             let raised = cpu.signals.raised();
             if raised & Signals::STOP != 0 {
                 return Exit::Stopped;

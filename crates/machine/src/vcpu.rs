@@ -121,7 +121,7 @@ pub(crate) fn run(mut vcpu: Vcpu, board: &Board, control: &Control) {
             Pass::Go { flush: false } => {}
         }
         match vcpu.engine.run(&mut vcpu.cpu) {
-            Exit::Stopped => {
+            Exit::Stopped | Exit::Counted => {
                 if let Some(stop) = vcpu.cpu.take_stop() {
                     control.debug_stop(index, stop);
                 }

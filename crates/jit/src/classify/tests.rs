@@ -3,7 +3,7 @@
 use super::*;
 use iced_x86::{Decoder, DecoderOptions};
 
-const ALL: Mode = Mode { user: false, x87: true, sse: true, avx: true, legacy: None };
+const ALL: Mode = Mode { user: false, x87: true, sse: true, avx: true, legacy: None, counts: false };
 
 fn of(bytes: &[u8], mode: Mode) -> (Class, Units) {
     let model = Model::max();
@@ -117,9 +117,12 @@ fn units_are_used_where_the_mode_lets_them() {
 fn modes_have_different_numbers() {
     let legacy = |n: u32| Legacy { wide: n & 1 != 0, flat: n & 2 != 0, wide_stack: n & 4 != 0 };
     let legacy: Vec<_> = (0..8).map(legacy).map(Some).chain([None]).collect();
-    let mode = |n: u32, legacy| Mode { user: n & 1 != 0, x87: n & 2 != 0, sse: n & 4 != 0, avx: n & 8 != 0, legacy };
-    let modes = (0..16).flat_map(|n| legacy.iter().map(move |legacy| mode(n, *legacy)));
+    let mode = |n: u32, legacy| {
+        let (user, x87, sse, avx, counts) = (n & 1 != 0, n & 2 != 0, n & 4 != 0, n & 8 != 0, n & 16 != 0);
+        Mode { user, x87, sse, avx, legacy, counts }
+    };
+    let modes = (0..32).flat_map(|n| legacy.iter().map(move |legacy| mode(n, *legacy)));
     let numbers: std::collections::BTreeSet<u64> = modes.map(Mode::bits).collect();
-    assert_eq!(numbers.len(), 16 * 9);
-    assert!(numbers.into_iter().all(|number| number < 256));
+    assert_eq!(numbers.len(), 32 * 9);
+    assert!(numbers.into_iter().all(|number| number < 512));
 }

@@ -99,3 +99,20 @@ fn a_fault_that_belongs_to_no_instruction_is_reported() {
     }
     assert_eq!(cpu.rip(), CODE);
 }
+
+#[test]
+fn code_that_goes_on_where_no_address_is_faults_there() {
+    let mut cpu = vcpu(&[]);
+    let map = cpu.mmu.map().clone();
+    // The last 2 MiB of the lower half are the first of memory, too.
+    for (entry, value) in [(255, TABLES + 0x1003), (512 + 511, TABLES + 0x2003), (1024 + 511, 0x83)] {
+        map.write(Gpa(TABLES + 8 * entry), &u64::to_le_bytes(value)).unwrap();
+    }
+    // inc eax
+    map.write(Gpa((2 << 20) - 2), &[0xff, 0xc0]).unwrap();
+    cpu.regs[RIP] = 0x7fff_ffff_fffe;
+    let (mut jit, mut interpreter) = (Jit::new(Config { cache: 0, threshold: 1 }).unwrap(), Interpreter::default());
+    let Exit::TripleFault(fault) = jit.run(&mut cpu, &mut interpreter) else { panic!("there is no IDT") };
+    assert_eq!((fault.rip, cpu.regs[0]), (0x8000_0000_0000, 1));
+    assert_eq!(jit.stats().instructions, 1, "it was translated");
+}

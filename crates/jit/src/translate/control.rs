@@ -43,6 +43,9 @@ impl Job<'_> {
         let entry = match to {
             Goal::Outside => return Err(Refused),
             Goal::Block(n) if self.convention(to)? == Entry::Inherited => {
+                if self.running {
+                    return self.inherit(n);
+                }
                 *self.entry.get_mut(n).ok_or(Refused)? = self.state;
                 return Ok(());
             }
@@ -140,8 +143,9 @@ impl Job<'_> {
                 self.place(place)?;
                 self.known(at, 0);
             } else {
+                // If that is no address, the fault is that of a fetch there.
                 self.place(place)?;
-                self.look_up(last.offset, end, 0);
+                self.look_up(end, end, 0);
             }
             return Ok(false);
         }
@@ -313,7 +317,7 @@ impl Job<'_> {
 
     pub(super) fn jcc(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
         self.need_flags();
-        let cond = Cond(insn.i.condition_code() as u8 - 1);
+        let cond = insn.condition();
         let to = self.region.blocks.get(n).map(|block| block.target).unwrap_or_default();
         if to == Goal::Outside {
             let at = self.taken_exit(insn);
@@ -331,7 +335,10 @@ impl Job<'_> {
             self.asm.jcc(cond, at);
         } else {
             self.arrange(to)?;
-            self.jump_if(cond, to)?;
+            match self.begins_run(n, to) {
+                Some(run) => self.asm.jcc(cond, run),
+                None => self.jump_if(cond, to)?,
+            }
         }
         Ok(())
     }

@@ -39,7 +39,8 @@ pub struct Group {
     pub first: usize,
     last: usize,
     members: usize,
-    key: Key,
+    /// What its members' addresses have in common.
+    pub(super) key: Key,
     /// Of the lowest byte and behind the highest one, from the origin.
     low: i64,
     high: i64,
@@ -76,22 +77,28 @@ pub struct Plan {
 
 /// A register's value: an unknown and a distance from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Value {
-    unknown: u32,
-    distance: i64,
+pub(super) struct Value {
+    /// The unknown: below 16 what the register of that number held at the beginning.
+    pub unknown: u32,
+    /// The distance, in bytes.
+    pub distance: i64,
 }
 
 /// What addresses that can be compared have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Key {
-    base: Option<u32>,
-    index: Option<(Value, u32)>,
-    segment: Register,
-    page: bool,
+pub(super) struct Key {
+    /// The unknown of its base register.
+    pub base: Option<u32>,
+    /// Its index register's value, and its scale.
+    pub index: Option<(Value, u32)>,
+    /// FS or GS.
+    pub segment: Register,
+    /// Whether it is relative to RIP.
+    pub page: bool,
 }
 
 /// An access, seen from its origin.
-struct Access {
+pub(super) struct Access {
     key: Key,
     base: i64,
     offset: i64,
@@ -99,14 +106,16 @@ struct Access {
     write: bool,
 }
 
-struct Values {
-    registers: [Value; 16],
+/// What is known of the registers.
+pub(super) struct Values {
+    /// Each one's value.
+    pub registers: [Value; 16],
     next: u32,
     mode: Mode,
 }
 
 impl Values {
-    fn new(mode: Mode) -> Self {
+    pub fn new(mode: Mode) -> Self {
         let registers = std::array::from_fn(|n| Value { unknown: n as u32, distance: 0 });
         Self { registers, next: 16, mode }
     }
@@ -135,7 +144,7 @@ impl Values {
     }
 
     /// The access of an instruction with just one.
-    fn access(&self, insn: &Insn) -> Option<Access> {
+    pub fn access(&self, insn: &Insn) -> Option<Access> {
         let word = i64::from(insn.word);
         let stack = |register: Register, by: i64, write: bool| {
             let value = self.of(register);
@@ -184,7 +193,7 @@ impl Values {
     }
 
     /// What registers hold after `insn`.
-    fn step(&mut self, insn: &Insn) {
+    pub fn step(&mut self, insn: &Insn) {
         let i = &insn.i;
         let word = i64::from(insn.word);
         let stack = |from: Register, by: i64| Some((Register::RSP, self.moved(from, by)));
@@ -247,7 +256,8 @@ impl Plan {
         plan
     }
 
-    fn add(&mut self, n: usize, access: &Access, open: usize) {
+    /// Puts the access of instruction `n` into a group, of which those from `open` on may grow.
+    pub(super) fn add(&mut self, n: usize, access: &Access, open: usize) {
         let Access { key, base, offset, size, write } = *access;
         let Ok(delta) = i32::try_from(base) else { return };
         let fits = |group: &Group| {

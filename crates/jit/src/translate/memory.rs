@@ -120,7 +120,7 @@ impl Address {
 
 impl Job<'_> {
     /// Puts the effective address into T0.
-    fn effective(&mut self, address: &Address) {
+    pub(super) fn effective(&mut self, address: &Address) {
         let Address { base, index, disp, page, segment, .. } = *address;
         let mut segment = segment;
         match (base, index) {
@@ -239,6 +239,9 @@ impl Job<'_> {
         self.asm.jcc(Cond::A, at);
         self.asm.load(T1, Mem::gs(T1, Entry::ADDEND as i32));
         self.asm.bind(hit);
+        if !self.runs.is_empty() {
+            self.checked.extend(self.sites.get(site).map(|known| (known.offset, site)));
+        }
         self.cold.push(Cold::Access { at, site, size, write, retry, hit, group });
         Ok(())
     }

@@ -4,11 +4,13 @@
 //! instruction changes them last: whatever can fault or miss before leaves them as they were before the instruction,
 //! so that any instruction can be left to the interpreter at any time.
 
+mod cold;
 mod control;
 pub mod groups;
 mod legacy;
 mod memory;
 mod plain;
+mod runs;
 mod special;
 mod strings;
 mod system;
@@ -24,8 +26,9 @@ use crate::log::{Listing, Part};
 use crate::region::{Block, Entry, Goal, Insn, Region};
 use crate::regs::{T0, T1, field};
 use crate::sites::{Flags, Kind, Site, Sites};
-use crate::thunks::{SIZES, Thunks, restore_flags, save_flags};
+use crate::thunks::{Thunks, restore_flags, save_flags};
 use ::memory::Hva;
+use cold::Cold;
 use groups::Plan;
 use iced_x86::{Encoder, InstructionInfoFactory};
 use std::mem::offset_of;
@@ -75,24 +78,6 @@ pub struct Made<'a> {
     pub listing: &'a Listing,
 }
 
-/// Code that is rarely reached, emitted behind the rest.
-enum Cold {
-    /// An access that missed; where the flags are if it is the first of a group.
-    Access { at: Label, site: u32, size: u32, write: bool, retry: Label, hit: Label, group: Option<State> },
-    /// An instruction that is left to the interpreter.
-    Interpret { at: Label, site: u32 },
-    /// A jump whose target is not in the jump cache.
-    Jump { at: Label, site: u32, pops: i32 },
-    /// A jump to code that was not translated.
-    Direct { at: Label, site: u32 },
-    /// A jump that must put the flags where its target expects them.
-    Edge { at: Label, state: State, from: u16, to: Goal },
-    /// A jump out of the region, taken when a condition holds.
-    Exit { at: Label, state: State, offset: u16, following: u16, target: i64 },
-    /// The entry of a block that another one falls into.
-    Door { block: usize },
-}
-
 /// Kept between translations, for its buffers.
 pub struct Translator {
     asm: Asm,
@@ -132,7 +117,8 @@ impl Translator {
     ) -> Result<Made<'_>, Refused> {
         let before = sites.len();
         // What groups cannot express is translated without them.
-        for grouping in [true, false].into_iter().filter(|grouping| !(careful && *grouping)) {
+        let alone = careful || region.mode.counts;
+        for grouping in [true, false].into_iter().filter(|grouping| !(alone && *grouping)) {
             let mut job = Job::new(self, region, origins, thunks, sites);
             (job.grouping, job.careful) = (grouping, careful);
             match job.run() {
@@ -199,6 +185,14 @@ struct Job<'a> {
     plan: Plan,
     /// The current instruction's number in its block.
     at: usize,
+    /// How many of its block's instructions are not executed yet.
+    left: u16,
+    /// Loops that can run without checks.
+    runs: Vec<runs::Run>,
+    /// What is emitted is their copies.
+    running: bool,
+    /// The sites of accesses that are checked, by where in the page the instruction is.
+    checked: Vec<(u16, u32)>,
     /// The group whose addend T1 holds, and the distance of the base that has been added to it, if one has.
     resident: Option<(usize, Option<i32>)>,
 }
@@ -238,7 +232,11 @@ impl<'a> Job<'a> {
             careful: false,
             plan: Plan::default(),
             at: 0,
+            left: 0,
             resident: None,
+            runs: Vec::new(),
+            running: false,
+            checked: Vec::new(),
         }
     }
 
@@ -258,10 +256,14 @@ impl<'a> Job<'a> {
     }
 
     fn run(&mut self) -> Result<(), Refused> {
+        if self.grouping {
+            self.runs = runs::find(self.region, || self.asm.label());
+        }
         let mut falls = false;
         for n in 0..self.region.blocks.len() {
             falls = self.block(n, falls)?;
         }
+        self.emit_runs()?;
         self.emit_cold()?;
         for (site, behind) in std::mem::take(&mut self.pending) {
             let door = match behind {
@@ -297,19 +299,18 @@ impl<'a> Job<'a> {
         }
         let label = *self.labels.get(n).ok_or(Refused)?;
         self.asm.bind(label);
-        self.state = match block.entry {
-            Entry::Dead => State::default(),
-            Entry::Rflags => State { rflags: true, ..State::default() },
-            Entry::Frame => State::FRAME,
-            Entry::Numbered => State { numbered: true, ..State::default() },
-            Entry::Inherited => *self.entry.get(n).ok_or(Refused)?,
-        };
+        self.enter_block(n)?;
         let insns = region.insns(block);
         self.plan = if self.grouping { Plan::of(insns, region.mode) } else { Plan::default() };
         self.resident = None;
+        self.left = u16::try_from(insns.len()).map_err(|_| Refused)?;
+        if region.mode.counts {
+            self.meter(insns.first().ok_or(Refused)?);
+        }
         for (k, insn) in insns.iter().enumerate() {
             self.at = k;
             self.insn(n, insn)?;
+            self.left -= 1;
         }
         let last = insns.last().ok_or(Refused)?;
         if last.class.ends() {
@@ -317,6 +318,18 @@ impl<'a> Job<'a> {
         }
         // On to what follows.
         self.go_on(n, last)
+    }
+
+    /// Block `n` begins: the flags are where it expects them.
+    fn enter_block(&mut self, n: usize) -> Result<(), Refused> {
+        self.state = match self.region.blocks.get(n).ok_or(Refused)?.entry {
+            Entry::Dead => State::default(),
+            Entry::Rflags => State { rflags: true, ..State::default() },
+            Entry::Frame => State::FRAME,
+            Entry::Numbered => State { numbered: true, ..State::default() },
+            Entry::Inherited => *self.entry.get(n).ok_or(Refused)?,
+        };
+        Ok(())
     }
 
     /// The entry from outside of the block at `offset` with these conventions.
@@ -355,9 +368,13 @@ impl<'a> Job<'a> {
 
     fn insn(&mut self, n: usize, insn: &Insn) -> Result<(), Refused> {
         let block = self.region.blocks.get(n).ok_or(Refused)?;
-        let part = if self.careful { Part::Alone } else { Part::Insn };
+        let part = match (self.careful, self.running) {
+            (true, _) => Part::Alone,
+            (_, true) => Part::Run,
+            _ => Part::Insn,
+        };
         self.listing.mark(self.asm.here(), part, insn.offset);
-        if self.at + 1 == block.insns.len() && self.region.loops(block) {
+        if self.at + 1 == block.insns.len() && self.region.loops(block) && !self.running {
             self.poll(insn);
         }
         match insn.class {
@@ -428,7 +445,8 @@ impl<'a> Job<'a> {
             State { numbered: true, .. } => Flags::Numbered,
             _ => Flags::Frame,
         };
-        let site = Site { offset, units: self.region.units, flags, kind, next: 0, again: 0, following };
+        let (units, left) = (self.region.units, self.left);
+        let site = Site { offset, units, flags, kind, next: 0, again: 0, following, left };
         self.sites.add(site)
     }
 
@@ -484,89 +502,20 @@ impl<'a> Job<'a> {
         self.state.rflags = false;
     }
 
+    /// Counts the instructions of the block that begins with `first`, and leaves them to the interpreter if they are more
+    /// than may still be executed.
+    fn meter(&mut self, first: &Insn) {
+        self.lose_flags(first);
+        let (at, site) = (self.asm.label(), self.site(first.offset, first.end(), Kind::Meter));
+        self.cold.push(Cold::Interpret { at, site });
+        self.asm.sub_imm64(field(offset_of!(Frame, budget)), self.left.into());
+        self.asm.jcc(crate::asm::Cond::B, at);
+    }
+
     /// Has translated code count at offset `counter` of the frame's `Inline`, if it does. The host's flags must be dead.
     fn count(&mut self, counter: usize) {
         if self.counting {
             self.asm.inc_mem(field(offset_of!(Frame, inline) + counter));
         }
-    }
-
-    // --- what is rarely reached
-
-    /// What cold code is, and the place in the page that it belongs to.
-    fn belongs(&self, cold: &Cold) -> (Part, u16) {
-        let at = |site: u32| self.sites.get(site).map_or(0, |site| site.offset);
-        let block = |block: usize| self.region.blocks.get(block).map_or(0, |block| block.offset);
-        match *cold {
-            Cold::Access { site, .. } => (Part::Miss, at(site)),
-            Cold::Interpret { site, .. } => (Part::Interpret, at(site)),
-            Cold::Jump { site, .. } => (Part::Jump, at(site)),
-            Cold::Direct { site, .. } => (Part::Direct, at(site)),
-            Cold::Edge { from, .. } => (Part::Edge, from),
-            Cold::Exit { offset, .. } => (Part::Exit, offset),
-            Cold::Door { block: to } => (Part::Door, block(to)),
-        }
-    }
-
-    fn emit_cold(&mut self) -> Result<(), Refused> {
-        self.asm.cool();
-        while let Some(cold) = self.cold.pop() {
-            let (part, offset) = self.belongs(&cold);
-            self.listing.mark(self.asm.here(), part, offset);
-            match cold {
-                Cold::Access { at, site, size, write, retry, hit, group } => {
-                    self.asm.bind(at);
-                    if group.is_some() {
-                        self.asm.push_imm(PAGE_SIZE as u32 - size);
-                    }
-                    self.asm.push_imm(site);
-                    let thunks = match SIZES.iter().position(|of| *of == size) {
-                        _ if group.is_some() => self.thunks.group,
-                        Some(n) => self.thunks.access[n],
-                        None => return Err(Refused),
-                    };
-                    self.asm.call_to(thunks[usize::from(write)]);
-                    self.asm.jmp(hit);
-                    if let Some(state) = group {
-                        self.leave_group(site, state)?;
-                    }
-                    let again = self.asm.place(retry).ok_or(Refused)?;
-                    if let Some(site) = self.sites.get_mut(site) {
-                        site.again = again as u32;
-                    }
-                }
-                Cold::Interpret { at, site } => {
-                    self.asm.bind(at);
-                    self.go_out(site, self.thunks.interpret);
-                }
-                Cold::Jump { at, site, pops } => {
-                    self.asm.bind(at);
-                    self.move_stack(pops);
-                    self.go_out(site, self.thunks.jump);
-                }
-                Cold::Direct { at, site } => {
-                    self.asm.bind(at);
-                    self.go_out(site, self.thunks.direct);
-                }
-                Cold::Edge { at, state, from: _, to } => {
-                    self.asm.bind(at);
-                    self.state = state;
-                    self.arrange(to)?;
-                    self.jump(to)?;
-                }
-                Cold::Exit { at, state, offset, following, target } => {
-                    self.asm.bind(at);
-                    self.state = state;
-                    self.exit(offset, following, target)?;
-                }
-                Cold::Door { block } => {
-                    let Block { offset, entry, .. } = *self.region.blocks.get(block).ok_or(Refused)?;
-                    self.door(offset, entry, self.region.units);
-                    let label = *self.labels.get(block).ok_or(Refused)?;
-                    self.asm.jmp(label);
-                }
-            }
-        }
-        Ok(())
     }
 }

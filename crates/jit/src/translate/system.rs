@@ -101,7 +101,8 @@ impl Job<'_> {
             (_, Goal::Known(way)) => way.polls,
             (_, Goal::Outside) => true,
         };
-        if polls {
+        // Nor does a count end there.
+        if polls || self.region.mode.counts {
             self.asm.jmp(at);
             return Ok(());
         }
