@@ -89,6 +89,8 @@ struct State {
     request: Option<Request>,
     /// The user wants the machine to stand.
     pause: bool,
+    /// ... and then go on: each pause comes to pass, however short, so that whoever listens hears of both.
+    unpause: bool,
     /// The machine stands, and its clock.
     paused: bool,
     /// Powered off, but not to be ended: nothing but a reset lets it run again.
@@ -235,7 +237,7 @@ impl Control {
     /// A debugger is to know what vCPU `index` has come to: the machine is paused, unless another was first.
     pub(crate) fn debug_stop(&self, index: usize, stop: Stop) {
         self.change(|state| {
-            state.pause = true;
+            (state.pause, state.unpause) = (true, false);
             state.debug_stop.get_or_insert((index, stop));
         });
     }
@@ -265,10 +267,12 @@ impl Control {
 
     pub(crate) fn set_pause(&self, pause: bool) {
         self.change(|state| {
-            state.pause = pause || state.off;
             if !pause {
                 (state.begun, state.debug_stop) = (true, None);
             }
+            let stays = pause || state.off;
+            state.unpause = !stays && state.pause && !state.paused;
+            state.pause = stays || state.unpause;
         });
     }
 
@@ -298,7 +302,7 @@ impl Control {
         let state = lock(&self.state);
         match () {
             () if state.ended || state.quit || state.off => RunState::Shutdown,
-            () if !state.pause => RunState::Running,
+            () if !state.pause || state.unpause => RunState::Running,
             () if state.begun => RunState::Paused,
             () => RunState::Prelaunch,
         }
@@ -355,12 +359,20 @@ impl Control {
 
     /// The guest powered off, but the machine is to be kept.
     pub(crate) fn keep_off(&self) {
-        self.change(|state| (state.request, state.pause, state.off) = (None, true, true));
+        self.change(|state| {
+            (state.request, state.pause, state.off) = (None, true, true);
+            state.unpause = false;
+        });
     }
 
     /// The clock stands, or runs again.
     pub(crate) fn set_paused(&self, paused: bool) {
-        self.change(|state| state.paused = paused);
+        self.change(|state| {
+            state.paused = paused;
+            if paused && std::mem::take(&mut state.unpause) {
+                state.pause = false;
+            }
+        });
         self.events.tell(&if paused { Event::Stop } else { Event::Resume });
     }
 

@@ -125,3 +125,25 @@ fn quit_needs_nobody() {
     control.quit();
     assert!(matches!(control.next(), Task::Quit));
 }
+
+#[test]
+fn a_pause_comes_to_pass_however_short() {
+    let control = control(1);
+    control.start(entry());
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = told.clone();
+    control.events.listen(Arc::new(move |event| lock(&tell).push(*event)));
+    control.set_pause(true);
+    assert_eq!(control.run_state(), RunState::Prelaunch);
+    control.set_pause(false);
+    assert_eq!(control.run_state(), RunState::Running);
+    thread::scope(|s| {
+        let vcpu = s.spawn(|| visit(&control, 0, &mut Seen::default()));
+        assert!(matches!(control.next(), Task::Pause));
+        control.set_paused(true);
+        assert!(matches!(control.next(), Task::Resume));
+        control.set_paused(false);
+        assert_eq!(vcpu.join().unwrap(), Some(true));
+    });
+    assert_eq!(*lock(&told), [Event::Stop, Event::Resume]);
+}
