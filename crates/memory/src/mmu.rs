@@ -11,10 +11,12 @@
 use crate::code::Notices;
 use crate::hostmem;
 use crate::observe::Observer;
-use crate::tlb::{Entry, Stats, Tlb, View};
+use crate::space::AddressSpace;
+use crate::tlb::{Cached, Entry, Stats, Tlb, View};
 use crate::walk::{Inspection, Mode, Paging};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -26,6 +28,7 @@ mod run;
 mod slow;
 
 pub use run::HostRun;
+pub(crate) use slow::MapTables;
 
 /// Physical-address width until [`Mmu::set_physical_bits`] says otherwise.
 const PHYSICAL_BITS: u32 = 40;
@@ -87,7 +90,7 @@ pub struct PagingRegisters {
 pub enum FetchPage {
     /// RAM or ROM: the host address of the page's first byte identifies the code whatever its virtual address.
     Memory(Hva),
-    /// The page is not plain memory, or an observer wants to see its fetches: read bytes with [`Mmu::fetch_bytes`],
+    /// The page is not plain memory, or somebody wants to know of its fetches: read bytes with [`Mmu::fetch_bytes`],
     /// one instruction at a time, and cache nothing.
     Uncached,
 }
@@ -123,6 +126,8 @@ pub struct Mmu {
     observer: Option<Arc<dyn Observer>>,
     /// Its interest has changed: see [`Mmu::take_modified_code`].
     asks_anew: Cell<bool>,
+    /// Pages from which each fetch has to be made.
+    uncached: BTreeSet<Gva>,
 }
 
 // SAFETY: the pointer in `view` is into tables that `tlb` owns; the rest is Send by itself.
@@ -149,6 +154,7 @@ impl Mmu {
             tlb,
             observer: None,
             asks_anew: Cell::new(false),
+            uncached: BTreeSet::new(),
         }
     }
 
@@ -171,6 +177,15 @@ impl Mmu {
             if observer.interest_changed() {
                 self.flush_all();
             }
+        }
+    }
+
+    /// Has code in these virtual pages, and no others, fetched anew for each instruction ([`FetchPage::Uncached`]), so
+    /// that a debugger can be asked before it. Flushes if that is a change.
+    pub fn set_uncached(&mut self, pages: BTreeSet<Gva>) {
+        if self.uncached != pages {
+            self.uncached = pages;
+            self.flush_all();
         }
     }
 
@@ -433,10 +448,22 @@ impl Mmu {
         self.inspect(gva).translation.map(|translation| self.map.gated(translation.gpa.0))
     }
 
+    /// The address space as it is now, for those who look at it on another thread or later.
+    #[must_use]
+    pub fn address_space(&self) -> AddressSpace {
+        AddressSpace::new(Arc::clone(&self.map), self.paging.clone())
+    }
+
+    /// What the current context's tables remember of the page of `gva`, for inspection.
+    #[must_use]
+    pub fn cached(&self, gva: Gva) -> Vec<Cached> {
+        self.tlb.cached(self.paging.linear(gva).page())
+    }
+
     /// Every table entry that translates `gva`, without side effects.
     #[must_use]
     pub fn inspect(&self, gva: Gva) -> Inspection {
-        self.paging.inspect(&mut slow::MapTables::silent(&self.map), gva)
+        self.paging.inspect(&mut MapTables::silent(&self.map), gva)
     }
 }
 

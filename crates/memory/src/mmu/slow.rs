@@ -37,7 +37,7 @@ impl Hit {
 }
 
 /// Guest memory as the page walker sees it.
-pub(super) struct MapTables<'a> {
+pub(crate) struct MapTables<'a> {
     map: &'a PhysicalMap,
     observer: Option<(&'a dyn Observer, Origin)>,
 }
@@ -165,13 +165,15 @@ impl Mmu {
         };
         let gpa = self.map.gated(translation.gpa.page().0);
         let gva = gva.page();
+        let mut watch = observer.map(|observer| observer.interest(gva, gpa)).unwrap_or_default();
+        watch.fetch |= self.uncached.contains(&gva);
         Ok(Full {
             gva,
             gpa,
             memory: self.map.page(gpa),
             rights: translation.rights,
             shift: translation.shift as u8,
-            watch: observer.map(|observer| observer.interest(gva, gpa)).unwrap_or_default(),
+            watch,
         })
     }
 
