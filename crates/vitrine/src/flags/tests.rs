@@ -198,7 +198,7 @@ fn wrong_lines_are_answered_with_one_line_that_helps() {
         (&["-device", "isa-debug-exit,iosize=0"], &["1 to 8"]),
         (&["-d", "int,exec"], &["exec", "in_asm"]),
         (&["-nographic=yes"], &["-nographic", "no value"]),
-        (&["-watch", "here"], &["-watch here", "hexadecimal"]),
+        (&["-watch", "*1here"], &["-watch *1here", "name of a symbol"]),
         (&["-watch-format", "xml"], &["vitrine", "qemu"]),
     ];
     for (line, words) in lines {
