@@ -195,6 +195,8 @@ fn wrong_lines_are_answered_with_one_line_that_helps() {
         (&["-nographic=yes"], &["-nographic", "no value"]),
         (&["-watch", "here"], &["-watch here", "hexadecimal"]),
         (&["-watch-format", "xml"], &["vitrine", "qemu"]),
+        (&["-trace", "t.parquet,here"], &["-trace", "hexadecimal", "column 11"]),
+        (&["-trace", ",r"], &["-trace", "file"]),
     ];
     for (line, words) in lines {
         let message = match parse(arguments(line)) {
