@@ -10,6 +10,8 @@ pub(super) trait Rows: Default + Send + 'static {
     const SCHEMA: &'static str;
     /// Columns of few different values.
     const NAMED: &'static [&'static str] = &[];
+    /// Columns whose values never fall.
+    const SORTED: &'static [&'static str];
     /// How many rows there are.
     fn len(&self) -> usize;
     /// The columns, in the order of the schema.
@@ -121,6 +123,7 @@ impl Rows for Accesses {
         OPTIONAL INT64 old_high (INTEGER(64,false));
     }";
     const NAMED: &'static [&'static str] = &["kind"];
+    const SORTED: &'static [&'static str] = &["seq", "time", "instructions"];
 
     fn len(&self) -> usize {
         self.seq.len()
@@ -179,6 +182,7 @@ impl Rows for Pages {
         OPTIONAL INT64 hva (INTEGER(64,false));
         OPTIONAL INT64 hpa (INTEGER(64,false));
     }";
+    const SORTED: &'static [&'static str] = &["page"];
 
     fn len(&self) -> usize {
         self.page.len()

@@ -128,7 +128,7 @@ fn a_full_disk_leaves_the_groups_that_are_whole() {
     for (room, whole) in [(1000, 0), (100_000, 1), (200_000, 2)] {
         let path = tempfile::NamedTempFile::new().expect("a file");
         let disk = Disk { file: path.reopen().expect("a file"), room };
-        let mut table = Table::new(disk, "message t { REQUIRED INT64 a; }", &[]).expect("a table");
+        let mut table = Table::new(disk, "message t { REQUIRED INT64 a; }", &[], &[]).expect("a table");
         let added = (0..).find(|_| table.append(&[Column::Long(&values)]).is_err());
         assert_eq!(added, Some(whole), "{room}");
         let len = table.finish(&[("dropped", 10_000)]).expect("there is room for the footer");
