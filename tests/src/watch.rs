@@ -29,7 +29,7 @@ pub fn field(line: &str, name: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
-/// A line of the lens: `watch r4 cpu0 rip … gva … gpa … hva … hpa … val …`.
+/// A line of the lens: `watch r4 cpu0 rip … gva … gpa … hva … hpa … val … by …`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
     /// `r4`: what was done and to how many bytes.
@@ -46,6 +46,8 @@ pub struct Line {
     pub hpa: Option<u64>,
     /// The value read or written.
     pub value: u64,
+    /// The function that the instruction is in, where symbols are known, with the distance from its beginning.
+    pub function: Option<String>,
 }
 
 impl Line {
@@ -61,6 +63,7 @@ impl Line {
             hva: field(line, "hva")?,
             hpa: field(line, "hpa"),
             value: field(line, "val")?,
+            function: line.split_whitespace().skip_while(|word| *word != "by").nth(1).map(str::to_owned),
         })
     }
 

@@ -241,8 +241,11 @@ impl BlockCache {
     fn decode_once(&self, cpu: &mut Cpu, gva: Gva) -> Result<Found, Exception> {
         let (bytes, n, _) = fetch_across(cpu, gva)?;
         let decoded = decode::block(&bytes[..n], cpu.code_size, &cpu.model, 1);
-        let origin = cpu.origin();
-        cpu.mmu.observe_fetch(origin, gva, bytes.get(..decoded.len).unwrap_or_default());
+        // One that a debugger stops at is fetched again when it is executed.
+        if !cpu.at_breakpoint() {
+            let origin = cpu.origin();
+            cpu.mmu.observe_fetch(origin, gva, bytes.get(..decoded.len).unwrap_or_default());
+        }
         Ok(Found::Once(Block { ops: decoded.ops.into_boxed_slice(), ..Block::default() }))
     }
 

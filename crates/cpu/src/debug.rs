@@ -74,8 +74,9 @@ impl Cpu {
             && self.breakpoints().any(|b| matches!(b.condition, Condition::Write | Condition::ReadWrite))
     }
 
-    /// Notes the data breakpoints that an access to linear addresses hits; they trap after the instruction.
+    /// Notes the data breakpoints (and a debugger's watchpoints) that an access to linear addresses hits; they trap after the instruction.
     pub fn note_data_access(&mut self, gva: u64, len: u64, write: bool) {
+        self.debugger.note(gva, len, write);
         self.note_hits(gva, len, |condition| match condition {
             Condition::ReadWrite => true,
             Condition::Write => write,

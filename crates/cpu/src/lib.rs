@@ -7,6 +7,7 @@ pub mod access;
 pub mod blocks;
 pub mod cpuid;
 pub mod debug;
+pub mod debugger;
 pub mod decode;
 pub mod exec;
 pub mod hooks;

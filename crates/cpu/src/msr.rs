@@ -9,6 +9,7 @@
 use crate::Cpu;
 use crate::cpuid::{Feature, Vendor};
 use crate::state::{CodeSize, FS, GS, Msrs};
+use memory::Gva;
 use x86::{Efer, Exception, is_canonical, msr};
 
 /// APIC_BASE.BSP: this is the bootstrap processor.
@@ -181,7 +182,10 @@ impl Cpu {
             msr::X2APIC_FIRST..=msr::X2APIC_LAST if self.has(Feature::X2APIC) => self.apic.write_msr(number, value)?,
             msr::EFER if self.has_efer() => return self.set_efer(value),
             msr::STAR if self.has(Feature::SYSCALL) => self.msrs.star = value,
-            msr::LSTAR if self.has(Feature::LM) && canonical => self.msrs.lstar = value,
+            msr::LSTAR if self.has(Feature::LM) && canonical => {
+                self.msrs.lstar = value;
+                self.mmu.system_calls_enter(Gva(value));
+            }
             msr::CSTAR if self.has(Feature::LM) && canonical => self.msrs.cstar = value,
             msr::SFMASK if self.has(Feature::LM) => self.msrs.sfmask = fits_u32(value)?,
             msr::FS_BASE if self.has(Feature::LM) && canonical => self.set_segment_base(FS, value),

@@ -6,6 +6,7 @@
 use crate::Cpu;
 use crate::cpuid::Model;
 use crate::debug::{DR6_ONES, DR7_ONES};
+use crate::debugger::Debugger;
 use crate::hooks::{Clock, LocalApic, PortIo, Signals};
 use crate::msr::APIC_BASE_BSP;
 use crate::state::{CS, CodeSize, Msrs, RDX, RIP, Shadow};
@@ -84,6 +85,7 @@ impl Cpu {
             ports,
             apic,
             clock,
+            debugger: Debugger::default(),
         };
         cpu.reset();
         cpu

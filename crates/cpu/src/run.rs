@@ -14,7 +14,7 @@ use x86::Exception;
 /// Why [`Cpu::run`] returned.
 #[derive(Clone, Debug)]
 pub enum Exit {
-    /// [`Signals::STOP`] is raised.
+    /// [`Signals::STOP`] is raised, or a debugger is to know of something: see [`Cpu::take_stop`].
     Stopped,
     /// As many instructions have been executed as [`Cpu::stop_at`] says. Nothing that waits has been acted on since.
     Counted,
@@ -112,6 +112,9 @@ impl Cpu {
         // Memory may have been written while the vCPU stood still.
         self.forget_modified(interpreter);
         loop {
+            if self.debugger.stopped() {
+                return Exit::Stopped;
+            }
             if self.left() == 0 {
                 return Exit::Counted;
             }
@@ -123,7 +126,7 @@ impl Cpu {
                 }
             }
             let result = if self.careful || self.shadow != Shadow::None {
-                self.step(interpreter).map_err(Exit::from)
+                if self.stop_at_breakpoint() { Ok(()) } else { self.step(interpreter).map_err(Exit::from) }
             } else if self.watched {
                 self.run_blocks(interpreter).map_err(Exit::from)
             } else {
@@ -157,7 +160,7 @@ impl Cpu {
                 Some(number) if within => number,
                 _ => match interpreter.cache.find(self) {
                     Ok(Found::Cached(number)) => number,
-                    Ok(Found::Once(block)) => break self.execute_one(&block),
+                    Ok(Found::Once(block)) => break self.execute_uncached(&block),
                     Err(exception) => break End::Fault(exception),
                 },
             };
@@ -193,7 +196,7 @@ impl Cpu {
                 }
                 self.execute_limited(block)
             }
-            Ok(Found::Once(block)) => self.execute_one(&block),
+            Ok(Found::Once(block)) => self.execute_uncached(&block),
             Err(exception) => End::Fault(exception),
         };
         self.conclude(interpreter, end)
@@ -248,7 +251,7 @@ impl Cpu {
         }
     }
 
-    /// Runs one instruction with everything around it that a debugger or a shadow asks for.
+    /// Runs one instruction with everything around it that a debug register or a shadow asks for.
     #[cold]
     #[inline(never)]
     fn step(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
@@ -273,6 +276,8 @@ impl Cpu {
         }
         if faulted {
             self.debug_pending = 0;
+            // What it was to access it will access when it is tried again.
+            self.debugger.forget();
             return self.finish(interpreter, end);
         }
         self.finish(interpreter, end)?;
@@ -287,6 +292,11 @@ impl Cpu {
         } else {
             self.execute(&block.ops)
         }
+    }
+
+    /// Executes an instruction that was fetched for this once, unless a debugger has a breakpoint there.
+    fn execute_uncached(&mut self, block: &Block) -> End {
+        if self.stop_at_breakpoint() { End::Continue } else { self.execute_one(block) }
     }
 
     /// Executes the first operation of a block: #GP(0) if it goes on beyond the code segment's limit.

@@ -2,6 +2,7 @@
 //!
 //! `repr(C)`: translated code will reach these fields by their offsets.
 
+use crate::debugger::Debugger;
 use crate::hooks::{Clock, LocalApic, PortIo, Signals};
 use host::native::Engine;
 use host::vector::VectorState;
@@ -137,7 +138,7 @@ pub struct Cpu {
     pub halted: bool,
     /// After INIT, waiting for a start-up IPI.
     pub waiting_for_sipi: bool,
-    /// One instruction at a time: TF, RF or an enabled breakpoint. By [`Cpu::update_mode`].
+    /// One instruction at a time: TF, RF, an enabled breakpoint or a debugger's watchpoint. By [`Cpu::update_mode`].
     pub careful: bool,
     /// TF was set when the current instruction began. Only on the careful path.
     pub stepping: bool,
@@ -193,6 +194,8 @@ pub struct Cpu {
     pub apic: Arc<dyn LocalApic>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// What a debugger has set. Changed through [`Cpu::set_debugger`].
+    pub(crate) debugger: Debugger,
 }
 
 impl Cpu {
@@ -276,7 +279,7 @@ impl Cpu {
             *base = if flat && i < FS { 0 } else { seg.base };
         }
         let alignment = self.cpl == 3 && self.cr0.alignment_mask() && self.system_flags.alignment_check();
-        self.watched = alignment || self.data_breakpoints_armed();
+        self.watched = alignment || self.data_breakpoints_armed() || self.debugger.watches();
         self.checked = !flat || self.watched;
         if !flat {
             // They need not be kept when 64-bit mode is left (SDM vol. 1, 3.4.1.1), and code that cannot see them must
@@ -285,7 +288,8 @@ impl Cpu {
                 *register &= 0xffff_ffff;
             }
         }
-        self.careful = self.system_flags.trap() || self.system_flags.resume() || self.breakpoints_armed();
+        let armed = self.breakpoints_armed() || self.debugger.watches();
+        self.careful = self.system_flags.trap() || self.system_flags.resume() || armed;
         self.mmu.set_space(if self.cpl == 3 {
             memory::Space::User
         } else if self.system_flags.alignment_check() {

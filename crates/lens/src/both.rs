@@ -1,7 +1,7 @@
 //! Two lenses at once.
 
 use memory::observe::Interest;
-use memory::{Access, Gpa, Gva, Observer};
+use memory::{Access, Gpa, Gva, Observer, PhysicalMap};
 use std::sync::Arc;
 
 /// Shows each access to both; each takes what it wants, as all observers do.
@@ -21,5 +21,15 @@ impl<A: Observer, B: Observer> Observer for Both<A, B> {
     fn access(&self, access: &Access) {
         self.0.access(access);
         self.1.access(access);
+    }
+
+    fn system_calls_enter(&self, map: &Arc<PhysicalMap>, entry: Gva, gpa: Gpa) {
+        self.0.system_calls_enter(map, entry, gpa);
+        self.1.system_calls_enter(map, entry, gpa);
+    }
+
+    fn interest_changed(&self) -> bool {
+        // Both are asked, since each answers once.
+        self.0.interest_changed() | self.1.interest_changed()
     }
 }

@@ -1,4 +1,4 @@
-//! Which accesses a lens wants: those that touch watched bytes.
+//! Which accesses a lens wants: those that touch watched bytes, whose addresses do not change.
 
 use crate::ranges::Ranges;
 use crate::watch::{Kinds, Start, Watch};
@@ -18,11 +18,11 @@ impl Filter {
         let last = |first: u64, watch: &Watch| first.saturating_add(watch.len.saturating_sub(1));
         let virtually = watches.iter().filter_map(|watch| match watch.start {
             Start::Virtual(Gva(first)) => Some((first, last(first, watch), watch.kinds)),
-            Start::Physical(_) => None,
+            Start::Physical(_) | Start::Symbol { .. } => None,
         });
         let physically = watches.iter().filter_map(|watch| match watch.start {
             Start::Physical(Gpa(first)) => Some((first, last(first, watch), watch.kinds)),
-            Start::Virtual(_) => None,
+            Start::Virtual(_) | Start::Symbol { .. } => None,
         });
         Self { virtually: Ranges::new(virtually), physically: Ranges::new(physically) }
     }

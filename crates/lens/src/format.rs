@@ -1,6 +1,7 @@
 //! How a line of the watch looks.
 
-use memory::{Access, AccessKind, Hpa};
+use crate::symbols::Table;
+use memory::{Access, AccessKind, Gva, Hpa};
 use std::fmt::{self, Write};
 use std::str::FromStr;
 
@@ -50,8 +51,9 @@ impl fmt::Display for OrDash {
 }
 
 impl Format {
-    /// Appends the line for `access`, with its newline.
-    pub(crate) fn line(self, line: &mut String, access: &Access, host: Host) -> fmt::Result {
+    /// Appends the line for `access`, with its newline. What `symbols` know of the instruction's address and of the access's
+    /// comes last.
+    pub(crate) fn line(self, line: &mut String, access: &Access, host: Host, symbols: &Table) -> fmt::Result {
         let (gva, hva) = (OrDash(access.gva.map(|gva| gva.0)), OrDash(access.hva.map(|hva| hva.0)));
         let Access { kind, origin, gpa, size, value, .. } = access;
         match self {
@@ -75,7 +77,15 @@ impl Format {
                     Host::Unknown => line.push('?'),
                     Host::None => line.push('-'),
                 }
-                writeln!(line, " val {value:x}")
+                write!(line, " val {value:x}")?;
+                let instruction = symbols.at(Gva(origin.rip));
+                for (word, named) in [("by", instruction), ("at", access.gva.and_then(|gva| symbols.at(gva)))] {
+                    if let Some(named) = named {
+                        write!(line, " {word} {named}")?;
+                    }
+                }
+                line.push('\n');
+                Ok(())
             }
             Self::Qemu => {
                 let helper = helper(*kind, *size);
@@ -136,8 +146,21 @@ mod tests {
 
     fn line(format: Format, access: &Access, host: Host) -> String {
         let mut line = String::new();
-        format.line(&mut line, access, host).unwrap();
+        format.line(&mut line, access, host, &Table::default()).unwrap();
         line
+    }
+
+    #[test]
+    fn addresses_have_their_symbols() {
+        let symbols = Table::new([
+            (Gva(0xffff_ffff_8116_a8b0), "cmdline_proc_show"),
+            (Gva(0xffff_ffff_8200_0000), "jiffies"),
+            (Gva(0xffff_ffff_8300_0000), "_end"),
+        ]);
+        let mut line = String::new();
+        let jiffies = Access { gva: Some(Gva(0xffff_ffff_8200_0000)), ..access() };
+        Format::Vitrine.line(&mut line, &jiffies, Host::None, &symbols).unwrap();
+        assert!(line.ends_with(" val 736e6f63 by cmdline_proc_show+0x1c at jiffies\n"), "{line}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod both;
 mod filter;
 mod format;
 mod ranges;
+pub mod symbols;
 pub mod trace;
 pub mod watch;
 mod watcher;

@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! [KINDS:][gpa:]ADDRESS[+LENGTH]
+//! [KINDS:][*]SYMBOL[+LENGTH]
 //! ```
 //!
 //! KINDS are one or more of `r`, `w` and `x`, and `rw` if they are left out. ADDRESS is a guest virtual address, after
 //! `gpa:` a guest physical one; LENGTH is in bytes, 1 if it is left out. Both are hexadecimal, with or without `0x`.
+//! SYMBOL is one of the guest's kernel; after `*` what the pointer of that name points to. What is nothing but
+//! hexadecimal digits, or begins with a digit, is an address.
 
 use memory::{Gpa, Gva};
 use std::fmt;
@@ -36,16 +39,23 @@ impl Kinds {
 }
 
 /// The first byte that is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Start {
     /// By virtual address, whatever is mapped there.
     Virtual(Gva),
     /// By physical address, through whatever virtual address, and by the page walker.
     Physical(Gpa),
+    /// By a symbol of the guest's kernel.
+    Symbol {
+        /// Its name.
+        name: String,
+        /// Not the symbol itself, but what it points to.
+        pointer: bool,
+    },
 }
 
 /// Bytes that are watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Watch {
     /// For which accesses.
     pub kinds: Kinds,
@@ -124,6 +134,45 @@ impl<'a> Parser<'a> {
         Ok(kinds)
     }
 
+    /// Reads a symbol, if one is next.
+    fn symbol(&mut self) -> Option<String> {
+        let rest = self.rest();
+        let end =
+            rest.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '$'))).unwrap_or(rest.len());
+        let name = rest.get(..end).filter(|name| name.contains(|c: char| !c.is_ascii_hexdigit()))?;
+        let name = name.strip_prefix(|c: char| !c.is_ascii_digit()).map(|_| name.to_owned())?;
+        self.at += end;
+        Some(name)
+    }
+
+    /// Reads `+` and a length, if they are next.
+    fn length(&mut self, first: u64) -> Result<u64, WatchError> {
+        if !self.take("+") {
+            return Ok(1);
+        }
+        let place = self.at;
+        let len = self.number("the length")?;
+        let end = std::mem::replace(&mut self.at, place);
+        if len == 0 {
+            return self.error("the length is to be at least 1");
+        }
+        if first.checked_add(len - 1).is_none() {
+            return self.error("the last byte would lie past the highest address");
+        }
+        self.at = end;
+        Ok(len)
+    }
+
+    /// Nothing else may come.
+    fn finish(&self) -> Result<(), WatchError> {
+        self.rest().chars().next().map_or(Ok(()), |c| {
+            self.error(format!(
+                "{c:?} is too much; [r|w|x|rw:][gpa:]ADDRESS[+LENGTH], in hexadecimal, or [r|w|x|rw:][*]SYMBOL[+LENGTH] \
+                 would be right"
+            ))
+        })
+    }
+
     /// Reads a hexadecimal number.
     fn number(&mut self, name: &str) -> Result<u64, WatchError> {
         let _ = self.take("0x") || self.take("0X");
@@ -152,9 +201,17 @@ impl FromStr for Watch {
         let kinds = parser.kinds()?;
         let physical = parser.take("gpa:") || parser.take("GPA:");
         let place = parser.at;
+        let pointer = !physical && parser.take("*");
+        if !physical && let Some(name) = parser.symbol() {
+            let len = parser.length(0)?;
+            parser.finish()?;
+            return Ok(Self { kinds, start: Start::Symbol { name, pointer }, len });
+        }
+        if pointer {
+            return parser.error("the name of a symbol would be right behind *");
+        }
         let address = parser.number("the address")?;
-        let end = parser.at;
-        parser.at = place;
+        let end = std::mem::replace(&mut parser.at, place);
         if physical && address >> PHYSICAL_BITS != 0 {
             return parser.error(format!("a physical address has at most {PHYSICAL_BITS} bits"));
         }
@@ -163,25 +220,8 @@ impl FromStr for Watch {
                 .error("the address is not canonical, so no access can have it (for a physical address: gpa:)");
         }
         parser.at = end;
-        let mut len = 1;
-        if parser.take("+") {
-            let place = parser.at;
-            len = parser.number("the length")?;
-            let end = parser.at;
-            parser.at = place;
-            if len == 0 {
-                return parser.error("the length is to be at least 1");
-            }
-            if address.checked_add(len - 1).is_none() {
-                return parser.error("the last byte would lie past the highest address");
-            }
-            parser.at = end;
-        }
-        if let Some(c) = parser.rest().chars().next() {
-            return parser.error(format!(
-                "{c:?} is too much; [r|w|x|rw:][gpa:]ADDRESS[+LENGTH], in hexadecimal, would be right"
-            ));
-        }
+        let len = parser.length(address)?;
+        parser.finish()?;
         let start = if physical { Start::Physical(Gpa(address)) } else { Start::Virtual(Gva(address)) };
         Ok(Self { kinds, start, len })
     }
@@ -195,9 +235,12 @@ impl fmt::Display for Watch {
                 write!(f, "{letter}")?;
             }
         }
-        match self.start {
+        match &self.start {
             Start::Virtual(gva) => write!(f, ":{gva:x}+{:x}", self.len),
             Start::Physical(gpa) => write!(f, ":gpa:{gpa:x}+{:x}", self.len),
+            Start::Symbol { name, pointer } => {
+                write!(f, ":{}{name}+{:x}", if *pointer { "*" } else { "" }, self.len)
+            }
         }
     }
 }
@@ -217,21 +260,27 @@ mod tests {
 
     #[test]
     fn every_form_is_understood() {
-        let gva = Start::Virtual(Gva(0xffff_8880_07ed_ec80));
-        let gpa = Start::Physical(Gpa(0x7e_dec8));
+        let gva = || Start::Virtual(Gva(0xffff_8880_07ed_ec80));
+        let gpa = || Start::Physical(Gpa(0x7e_dec8));
+        let symbol = |name: &str, pointer| Start::Symbol { name: name.to_owned(), pointer };
         let cases = [
-            ("r:ffff888007edec80", watch("r", gva, 1)),
-            ("w:0xffff888007edec80", watch("w", gva, 1)),
-            ("x:0XFFFF888007EDEC80", watch("x", gva, 1)),
-            ("rw:ffff888007edec80+4", watch("rw", gva, 4)),
-            ("xr:ffff888007edec80+0x10", watch("rx", gva, 16)),
-            ("ffff888007edec80+10", watch("rw", gva, 16)),
-            ("gpa:7edec8", watch("rw", gpa, 1)),
-            ("GPA:7edec8", watch("rw", gpa, 1)),
-            ("r:gpa:0x7edec8+4", watch("r", gpa, 4)),
-            ("rwx:gpa:7edec8+1000", watch("rwx", gpa, 4096)),
+            ("r:ffff888007edec80", watch("r", gva(), 1)),
+            ("w:0xffff888007edec80", watch("w", gva(), 1)),
+            ("x:0XFFFF888007EDEC80", watch("x", gva(), 1)),
+            ("rw:ffff888007edec80+4", watch("rw", gva(), 4)),
+            ("xr:ffff888007edec80+0x10", watch("rx", gva(), 16)),
+            ("ffff888007edec80+10", watch("rw", gva(), 16)),
+            ("gpa:7edec8", watch("rw", gpa(), 1)),
+            ("GPA:7edec8", watch("rw", gpa(), 1)),
+            ("r:gpa:0x7edec8+4", watch("r", gpa(), 4)),
+            ("rwx:gpa:7edec8+1000", watch("rwx", gpa(), 4096)),
             ("0", watch("rw", Start::Virtual(Gva(0)), 1)),
             ("r:ffffffffffffffff+1", watch("r", Start::Virtual(Gva(u64::MAX)), 1)),
+            ("saved_command_line", watch("rw", symbol("saved_command_line", false), 1)),
+            ("r:*saved_command_line+10", watch("r", symbol("saved_command_line", true), 16)),
+            ("w:x86_init.c$1+8", watch("w", symbol("x86_init.c$1", false), 8)),
+            ("x:_text", watch("x", symbol("_text", false), 1)),
+            ("face", watch("rw", Start::Virtual(Gva(0xface)), 1)),
         ];
         for (text, watch) in cases {
             assert_eq!(parsed(text), watch, "{text}");
@@ -248,7 +297,13 @@ mod tests {
             ("rr:1000", 1, "twice"),
             (":1000", 0, "before the colon"),
             ("r:", 2, "nothing"),
-            ("r:xyz", 2, "'x'"),
+            ("r:*", 3, "name of a symbol"),
+            ("r:*ffff", 3, "name of a symbol"),
+            ("r:**p", 3, "name of a symbol"),
+            ("r:gpa:xyz", 6, "'x'"),
+            ("r:xyz+", 6, "nothing"),
+            ("r:xyz+0", 6, "at least 1"),
+            ("r:xyz-1", 5, "'-' is too much"),
             ("r:12z4", 4, "'z' is too much"),
             ("r:1000+", 7, "nothing"),
             ("r:1000+0", 7, "at least 1"),

@@ -18,7 +18,7 @@ pub struct Options {
 /// One thing that differs.
 #[derive(Clone, Debug)]
 pub struct Difference {
-    what: String,
+    pub(crate) what: String,
     values: [String; 2],
 }
 

@@ -25,7 +25,7 @@
 use crate::config::{Config, MachineError, Serial};
 use crate::control::Control;
 use crate::wiring::share;
-use crate::{BoardKind, MachineClock, firmware};
+use crate::{BoardKind, Chip, MachineClock, firmware};
 use boot::{BoardInfo, Com};
 use cpu::cpuid::{Feature, Model};
 use cpu::reset::Connections;
@@ -66,6 +66,7 @@ pub(crate) struct Board {
     uarts: Vec<Option<Arc<Uart>>>,
     apics: Vec<Arc<LocalApic>>,
     pic: Arc<Pic>,
+    ioapic: Arc<IoApic>,
     pit: Arc<Pit>,
     /// What a reset resets, in this order: devices, then the controllers that hear them.
     resets: Vec<Arc<dyn Reset + Send + Sync>>,
@@ -91,6 +92,15 @@ impl Board {
     pub(crate) fn hand_over(&self) {
         if let Some(apic) = self.apics.first() {
             apic.set_virtual_wire();
+        }
+    }
+
+    /// An interrupt controller's registers as a text.
+    pub(crate) fn describe(&self, chip: Chip) -> Option<String> {
+        match chip {
+            Chip::Pic => Some(self.pic.describe()),
+            Chip::IoApic => Some(self.ioapic.describe()),
+            Chip::LocalApic(index) => self.apics.get(index).map(|apic| apic.describe()),
         }
     }
 
@@ -144,7 +154,7 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
 
     build.interrupts(&interrupts)?;
     let Builder { ports, resets } = build;
-    let Interrupts { apics, pic, .. } = interrupts;
+    let Interrupts { apics, pic, ioapic } = interrupts;
     let ports = Arc::new(ports);
     let cpus = (0..).zip(signals).zip(&apics).map(|((id, signals), apic)| {
         let connections =
@@ -154,7 +164,7 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
         cpu
     });
     let cpus = cpus.collect();
-    let board = Arc::new(Board { map, clock, timers, pm, info, uarts, resets, apics, pic, pit });
+    let board = Arc::new(Board { map, clock, timers, pm, info, uarts, resets, apics, pic, ioapic, pit });
     Ok(Made { board, control, cpus })
 }
 

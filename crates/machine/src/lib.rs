@@ -2,13 +2,15 @@
 //!
 //! [`Machine::new`] makes and wires everything. [`Machine::run`] runs it to its end; the calling thread supervises, each
 //! vCPU has a thread (`vcpu0`, …), and one thread keeps the devices' deadlines. Others reach a running machine by a
-//! [`Handle`]. The kernel is loaded at the start and again at each reset, as there is no firmware that would do it.
+//! [`Handle`], look at a vCPU on its own thread ([`Handle::inspect`]) and are told what happens ([`Handle::on_event`]). The kernel is loaded at the start and again at each reset, as there is no firmware that would do it.
 
 mod board;
 mod clock;
 pub mod config;
 mod control;
+mod events;
 mod firmware;
+mod handle;
 mod registers;
 mod vcpu;
 mod wiring;
@@ -16,14 +18,17 @@ mod wiring;
 pub use clock::MachineClock;
 pub use config::{Accel, BoardKind, Config, DebugConsole, DebugExitPorts, MachineError, Serial};
 pub use control::{Crash, Outcome};
+pub use events::{Event, RunState};
+pub use handle::{Chip, Handle, InspectError};
 pub use registers::Registers;
+pub use vcpu::Vcpu;
 
 use board::Board;
 use control::{Control, Request, Task};
 use cpu::Cpu;
 use devices::PowerRequest;
 use jit::perf::Perf;
-use memory::{Gpa, PhysicalMap};
+use memory::PhysicalMap;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use vcpu::Engine;
@@ -42,13 +47,6 @@ pub struct Machine {
     boot: boot::Config,
     no_reboot: bool,
     no_shutdown: bool,
-}
-
-/// A way to a machine from other threads. It may outlive the machine, and does nothing then.
-#[derive(Clone, Debug)]
-pub struct Handle {
-    board: Arc<Board>,
-    control: Arc<Control>,
 }
 
 /// What a vCPU shows of itself.
@@ -103,7 +101,7 @@ impl Machine {
     /// A way to this machine from other threads.
     #[must_use]
     pub fn handle(&self) -> Handle {
-        Handle { board: self.board.clone(), control: self.control.clone() }
+        Handle::new(self.board.clone(), self.control.clone())
     }
 
     /// Guest physical memory.
@@ -149,8 +147,8 @@ impl Machine {
     fn spawn(&self, cpus: Vec<Cpu>, threads: &mut Vec<JoinHandle<()>>) -> Result<(), MachineError> {
         for cpu in cpus {
             let (name, board, control) = (format!("vcpu{}", cpu.id), self.board.clone(), self.control.clone());
-            let engine = Engine::new(self.accel, self.perf.clone())?;
-            let thread = Builder::new().name(name).spawn(move || vcpu::run(cpu, engine, &board, &control));
+            let vcpu = Vcpu::new(cpu, Engine::new(self.accel, self.perf.clone())?);
+            let thread = Builder::new().name(name).spawn(move || vcpu::run(vcpu, &board, &control));
             threads.push(thread.map_err(MachineError::Thread)?);
         }
         let board = self.board.clone();
@@ -171,7 +169,9 @@ impl Machine {
         self.board.clock.resume();
         let mut last_crash = None;
         loop {
-            match self.control.next() {
+            let task = self.control.next();
+            self.announce(&task);
+            match task {
                 Task::Quit => return Ok(Outcome::Quit),
                 Task::Pause => {
                     self.board.timers.set_paused(true);
@@ -186,7 +186,9 @@ impl Machine {
                 Task::Act(Request::Power(PowerRequest::DebugExit(status))) => return Ok(Outcome::DebugExit(status)),
                 Task::Act(Request::Power(PowerRequest::PowerOff)) if self.no_shutdown => self.control.keep_off(),
                 Task::Act(Request::Power(PowerRequest::PowerOff)) => return Ok(Outcome::PowerOff),
-                Task::Act(Request::Power(PowerRequest::Reset)) if self.no_reboot => return Ok(Outcome::Reset),
+                Task::Act(Request::Power(PowerRequest::Reset) | Request::UserReset) if self.no_reboot => {
+                    return Ok(Outcome::Reset);
+                }
                 Task::Act(Request::Bug(report)) => return Err(MachineError::Bug(report)),
                 Task::Act(Request::TripleFault(crash)) if self.no_reboot => return Ok(Outcome::TripleFault(crash)),
                 Task::Act(request) => {
@@ -203,6 +205,20 @@ impl Machine {
         }
     }
 
+    /// Tells those who listen of the ends and resets that the supervisor is about to carry out.
+    fn announce(&self, task: &Task) {
+        let event = match task {
+            Task::Quit => Event::Shutdown { guest: false },
+            Task::Act(Request::Power(PowerRequest::Reset) | Request::TripleFault(_)) if !self.no_reboot => {
+                Event::Reset { guest: true }
+            }
+            Task::Act(Request::UserReset) if !self.no_reboot => Event::Reset { guest: false },
+            Task::Act(Request::Bug(_)) | Task::Pause | Task::Resume => return,
+            Task::Act(_) => Event::Shutdown { guest: true },
+        };
+        self.control.events.tell(&event);
+    }
+
     /// Resets the devices and starts again. No vCPU runs meanwhile.
     fn reset(&self) -> Result<(), MachineError> {
         self.board.reset();
@@ -214,66 +230,6 @@ impl Machine {
         let entry = self.load()?;
         self.control.start(entry);
         Ok(())
-    }
-}
-
-impl Handle {
-    /// Ends the machine: [`Machine::run`] returns [`Outcome::Quit`], unless the guest has ended it before.
-    pub fn quit(&self) {
-        self.control.quit();
-    }
-
-    /// Has the machine stop; its clock stands until [`Handle::resume`]. Returns before it has stopped.
-    pub fn pause(&self) {
-        self.control.set_pause(true);
-    }
-
-    /// Lets a paused machine go on. One that is powered off stays so.
-    pub fn resume(&self) {
-        self.control.set_pause(false);
-    }
-
-    /// Waits until the machine has stopped after [`Handle::pause`]. False: it has ended. Not to be called on a vCPU's
-    /// thread (by an observer, say), which would wait for itself.
-    #[must_use]
-    pub fn wait_paused(&self) -> bool {
-        self.control.wait_paused()
-    }
-
-    /// The user presses reset.
-    pub fn reset(&self) {
-        devices::PowerSwitch::request(&*self.control, PowerRequest::Reset);
-    }
-
-    /// The user presses the power button; what comes of it is up to the guest.
-    pub fn press_power_button(&self) {
-        self.board.pm.press_power_button();
-    }
-
-    /// Gives bytes to serial port `port` (0 is COM1). Returns how many were taken: with fewer than offered, the
-    /// function given to [`Handle::on_ready`] tells when there is room again. A port that is not there takes none.
-    #[must_use]
-    pub fn receive(&self, port: usize, bytes: &[u8]) -> usize {
-        self.board.uart(port).map_or(0, |uart| uart.receive(bytes))
-    }
-
-    /// Has `ready` called, on a vCPU's thread, whenever serial port `port` has room after it was full.
-    pub fn on_ready(&self, port: usize, ready: impl Fn() + Send + Sync + 'static) {
-        if let Some(uart) = self.board.uart(port) {
-            uart.on_ready(ready);
-        }
-    }
-
-    /// How the machine is doing. To know it of this moment, pause it first.
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        Stats { vcpus: self.control.shown(), time: cpu::Clock::now(&*self.board.clock) }
-    }
-
-    /// Reads guest physical memory, RAM and ROM; false if some of it is neither.
-    #[must_use]
-    pub fn read_memory(&self, gpa: Gpa, bytes: &mut [u8]) -> bool {
-        self.board.map.read(gpa, bytes).is_ok()
     }
 }
 

@@ -6,6 +6,7 @@ use devices::Sink;
 use devices::sync::lock;
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use memory::Gpa;
 use std::io::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -419,4 +420,96 @@ fn impossible_machines_are_refused() {
     assert!(matches!(refused(five), MachineError::Serials(5)));
     let taken = |c: &mut Config| c.isa_debug_exit = Some(DebugExitPorts { iobase: 0x60, iosize: 4 });
     assert!(matches!(refused(taken), MachineError::Ports(_)));
+}
+
+/// Counts in memory for ever.
+fn counts(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    let mut forever = a.create_label();
+    a.mov(ebx, 0x1234_5678)?;
+    a.set_label(&mut forever)?;
+    a.inc(dword_ptr(KEPT))?;
+    a.jmp(forever)
+}
+
+#[test]
+fn a_vcpu_is_inspected_while_it_runs_and_while_it_stands() {
+    let image = image(counts);
+    let machine = Machine::new(config(&image)).unwrap();
+    let handle = machine.handle();
+    assert_eq!(handle.inspect(1, |_| ()), Err(InspectError::NoVcpu { index: 1, vcpus: 1 }));
+    handle.pause();
+    let ended = std::thread::spawn(move || machine.run());
+    assert!(handle.wait_paused());
+    assert_eq!(handle.run_state(), RunState::Prelaunch);
+    assert_eq!(handle.inspect(0, |vcpu| vcpu.cpu.rip()), Ok(u64::from(CODE)), "reset before it runs");
+
+    // Step by step: MOV, INC, JMP, INC.
+    for rip in [CODE + 5, CODE + 11, CODE + 5, CODE + 11] {
+        handle.step(0).unwrap();
+        assert_eq!(handle.inspect(0, |vcpu| vcpu.cpu.rip()), Ok(rip.into()));
+    }
+    let counted = || {
+        let mut bytes = [0; 4];
+        assert!(handle.read_memory(Gpa(KEPT.into()), &mut bytes));
+        u32::from_le_bytes(bytes)
+    };
+    assert_eq!(counted(), 2);
+
+    handle.resume();
+    wait_until("it runs", || counted() > 1000);
+    assert_eq!(handle.run_state(), RunState::Running);
+    for _ in 0..100 {
+        let (thread, value) = handle
+            .inspect(0, |vcpu| (std::thread::current().name().map(str::to_owned), vcpu.cpu.regs[cpu::state::RBX]))
+            .unwrap();
+        assert_eq!((thread.as_deref(), value), (Some("vcpu0"), 0x1234_5678));
+    }
+    let before = counted();
+    wait_until("it goes on", || counted() != before);
+
+    handle.pause();
+    assert!(handle.wait_paused());
+    let stands = counted();
+    let rip = handle.inspect(0, |vcpu| vcpu.cpu.rip()).unwrap();
+    assert!([CODE + 5, CODE + 11].contains(&u32::try_from(rip).unwrap()), "{rip:x}");
+    assert_eq!((counted(), handle.run_state()), (stands, RunState::Paused));
+    handle.quit();
+    assert_eq!(ended.join().unwrap().unwrap(), Outcome::Quit);
+    assert_eq!(handle.inspect(0, |_| ()), Err(InspectError::Ended));
+}
+
+#[test]
+fn what_happens_is_told() {
+    let image = image(counts);
+    let machine = Machine::new(Config { no_reboot: false, ..config(&image) }).unwrap();
+    let handle = machine.handle();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = told.clone();
+    handle.on_event(move |event| lock(&tell).push(*event));
+    let ended = std::thread::spawn(move || machine.run());
+    wait_until("it runs", || handle.run_state() == RunState::Running);
+    handle.pause();
+    assert!(handle.wait_paused());
+    handle.resume();
+    wait_until("it runs again", || handle.run_state() == RunState::Running && lock(&told).len() == 2);
+    handle.reset();
+    wait_until("it is reset", || lock(&told).len() == 3);
+    handle.quit();
+    assert_eq!(ended.join().unwrap().unwrap(), Outcome::Quit);
+    assert_eq!(
+        *lock(&told),
+        [Event::Stop, Event::Resume, Event::Reset { guest: false }, Event::Shutdown { guest: false }]
+    );
+}
+
+#[test]
+fn a_step_into_a_triple_fault_ends_as_running_into_it_does() {
+    let image = image(|a| a.ud2());
+    let machine = Machine::new(config(&image)).unwrap();
+    let handle = machine.handle();
+    handle.pause();
+    let ended = std::thread::spawn(move || machine.run());
+    assert!(handle.wait_paused());
+    handle.step(0).unwrap();
+    assert!(matches!(ended.join().unwrap().unwrap(), Outcome::TripleFault(_)));
 }

@@ -5,6 +5,7 @@ use crate::control::{Control, Crash, Pass, Seen};
 use crate::{Accel, MachineError, Registers, VcpuStats};
 use boot::Entry;
 use cpu::Cpu;
+use cpu::debugger::Stop;
 use cpu::exec::interrupt::TripleFault;
 use cpu::run::{Exit, Interpreter};
 use cpu::state::RIP;
@@ -49,38 +50,88 @@ impl Engine {
     }
 }
 
-/// Runs `cpu` until the machine ends.
-pub(crate) fn run(mut cpu: Cpu, mut engine: Engine, board: &Board, control: &Control) {
+/// What somebody else wants done on a vCPU's thread.
+pub(crate) type Job = Box<dyn FnOnce(&mut Vcpu) + Send>;
+
+/// A vCPU with all that executes its instructions. Others see it while it stands: see [`crate::Handle::inspect`].
+#[derive(Debug)]
+pub struct Vcpu {
+    /// Its state. Whoever changes a register that decides how code is executed calls [`Cpu::update_mode`], and
+    /// [`Cpu::update_paging`] for one that decides how addresses are translated.
+    pub cpu: Cpu,
+    engine: Engine,
+}
+
+impl Vcpu {
+    pub(crate) fn new(cpu: Cpu, engine: Engine) -> Self {
+        Self { cpu, engine }
+    }
+
+    /// Its counters and registers.
+    #[must_use]
+    pub fn stats(&self) -> VcpuStats {
+        VcpuStats {
+            registers: Registers::from(&self.cpu),
+            instructions: self.cpu.instructions,
+            tlb: self.cpu.mmu.stats(),
+            jit: self.engine.jit.as_ref().map(Jit::stats),
+        }
+    }
+
+    /// Executes one instruction, whatever interrupts are pending; nothing if the vCPU sleeps. The watchpoint that it hit.
+    ///
+    /// # Errors
+    /// A triple fault.
+    pub(crate) fn step(&mut self) -> Result<Option<Stop>, Box<Crash>> {
+        if self.cpu.halted || self.cpu.waiting_for_sipi {
+            return Ok(None);
+        }
+        let stepped = self.cpu.single_step(&mut self.engine.interpreter);
+        stepped.map(|()| self.cpu.take_stop()).map_err(|fault| Box::new(self.crash(&fault)))
+    }
+
+    fn crash(&self, fault: &TripleFault) -> Crash {
+        Crash { registers: Registers::from(&self.cpu), cause: cause(fault) }
+    }
+
+    fn reset(&mut self, entry: &Entry, board: &Board) {
+        self.cpu.reset();
+        self.engine.forget();
+        if self.cpu.id == 0 {
+            board.hand_over();
+            enter(&mut self.cpu, entry);
+        }
+    }
+}
+
+/// Runs a vCPU until the machine ends.
+pub(crate) fn run(mut vcpu: Vcpu, board: &Board, control: &Control) {
     let _guard = EndOnPanic(control);
     let mut seen = Seen::default();
-    let index = usize::try_from(cpu.id).unwrap_or(usize::MAX);
+    let index = usize::try_from(vcpu.cpu.id).unwrap_or(usize::MAX);
     loop {
-        let (instructions, tlb) = (cpu.instructions, cpu.mmu.stats());
-        let jit = engine.jit.as_ref().map(Jit::stats);
-        control.show(index, VcpuStats { registers: Registers::from(&cpu), instructions, tlb, jit });
-        match control.gate(index, &mut seen) {
+        control.show(index, vcpu.stats());
+        match control.gate(index, &mut seen, |job| job(&mut vcpu)) {
             Pass::End => return,
-            Pass::Go { reset, flush } => {
-                if let Some(entry) = reset {
-                    cpu.reset();
-                    engine.forget();
-                    if index == 0 {
-                        board.hand_over();
-                        enter(&mut cpu, &entry);
-                    }
-                } else if flush {
-                    cpu.mmu.flush_all();
+            Pass::Reset(entry) => {
+                vcpu.reset(&entry, board);
+                continue;
+            }
+            Pass::Go { flush: true } => vcpu.cpu.mmu.flush_all(),
+            Pass::Go { flush: false } => {}
+        }
+        match vcpu.engine.run(&mut vcpu.cpu) {
+            Exit::Stopped | Exit::Counted => {
+                if let Some(stop) = vcpu.cpu.take_stop() {
+                    control.debug_stop(index, stop);
                 }
             }
-        }
-        match engine.run(&mut cpu) {
-            Exit::Stopped | Exit::Counted => {}
             Exit::TripleFault(fault) => {
-                let crash = Crash { registers: Registers::from(&cpu), cause: cause(&fault) };
+                let crash = vcpu.crash(&fault);
                 tracing::debug!(target: "cpu_reset", cause = crash.cause, "triple fault\n{}", crash.registers);
-                control.triple_fault(crash);
+                control.triple_fault(Box::new(crash));
             }
-            Exit::Bug(report) => control.bug(format!("{report}\n{}", Registers::from(&cpu))),
+            Exit::Bug(report) => control.bug(format!("{report}\n{}", Registers::from(&vcpu.cpu))),
         }
     }
 }

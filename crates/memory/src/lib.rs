@@ -12,6 +12,7 @@ pub mod observe;
 pub mod pagemap;
 pub mod ram;
 pub mod scalar;
+pub mod space;
 #[cfg(test)]
 mod testing;
 pub mod tlb;
@@ -24,3 +25,4 @@ pub use observe::{Access, AccessKind, Observer};
 pub use pagemap::Pagemap;
 pub use ram::{GuestRam, RamError};
 pub use scalar::Scalar;
+pub use space::AddressSpace;

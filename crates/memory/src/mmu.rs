@@ -11,9 +11,12 @@
 use crate::code::Notices;
 use crate::hostmem;
 use crate::observe::Observer;
-use crate::tlb::{Entry, Stats, Tlb, View};
+use crate::space::AddressSpace;
+use crate::tlb::{Cached, Entry, Stats, Tlb, View};
 use crate::walk::{Inspection, Mode, Paging};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
+use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -25,6 +28,7 @@ mod run;
 mod slow;
 
 pub use run::HostRun;
+pub(crate) use slow::MapTables;
 
 /// Physical-address width until [`Mmu::set_physical_bits`] says otherwise.
 const PHYSICAL_BITS: u32 = 40;
@@ -93,7 +97,7 @@ pub struct PagingRegisters {
 pub enum FetchPage {
     /// RAM or ROM: the host address of the page's first byte identifies the code whatever its virtual address.
     Memory(Hva),
-    /// The page is not plain memory, or an observer wants to see its fetches: read bytes with [`Mmu::fetch_bytes`],
+    /// The page is not plain memory, or somebody wants to know of its fetches: read bytes with [`Mmu::fetch_bytes`],
     /// one instruction at a time, and cache nothing.
     Uncached,
 }
@@ -127,6 +131,10 @@ pub struct Mmu {
     paging: Paging,
     tlb: Tlb,
     observer: Option<Arc<dyn Observer>>,
+    /// Its interest has changed: see [`Mmu::take_modified_code`].
+    asks_anew: Cell<bool>,
+    /// Pages from which each fetch has to be made.
+    uncached: BTreeSet<Gva>,
 }
 
 // SAFETY: the pointer in `view` is into tables that `tlb` owns; the rest is Send by itself.
@@ -152,6 +160,8 @@ impl Mmu {
             paging: Paging::new(PHYSICAL_BITS),
             tlb,
             observer: None,
+            asks_anew: Cell::new(false),
+            uncached: BTreeSet::new(),
         }
     }
 
@@ -165,6 +175,25 @@ impl Mmu {
     pub fn set_observer(&mut self, observer: Option<Arc<dyn Observer>>) {
         self.observer = observer;
         self.flush_all();
+    }
+
+    /// Tells the observer that system calls of the guest enter at `entry`.
+    pub fn system_calls_enter(&mut self, entry: Gva) {
+        if let (Some(observer), Some(gpa)) = (&self.observer, self.translate(entry)) {
+            observer.system_calls_enter(&self.map, entry, gpa);
+            if observer.interest_changed() {
+                self.flush_all();
+            }
+        }
+    }
+
+    /// Has code in these virtual pages, and no others, fetched anew for each instruction ([`FetchPage::Uncached`]), so
+    /// that a debugger can be asked before it. Flushes if that is a change.
+    pub fn set_uncached(&mut self, pages: BTreeSet<Gva>) {
+        if self.uncached != pages {
+            self.uncached = pages;
+            self.flush_all();
+        }
     }
 
     /// The registers last taken.
@@ -396,8 +425,11 @@ impl Mmu {
     }
 
     /// The host pages in which decoded code was overwritten, each at least once. Their marks are gone: code that
-    /// stays decoded must be marked again.
+    /// stays decoded must be marked again. What an observer wants to see is asked anew, if that has changed.
     pub fn take_modified_code(&mut self) -> Vec<Hva> {
+        if self.asks_anew.take() {
+            self.flush_all();
+        }
         self.notices.take()
     }
 
@@ -410,10 +442,22 @@ impl Mmu {
         self.inspect(gva).translation.map(|translation| self.map.gated(translation.gpa.0))
     }
 
+    /// The address space as it is now, for those who look at it on another thread or later.
+    #[must_use]
+    pub fn address_space(&self) -> AddressSpace {
+        AddressSpace::new(Arc::clone(&self.map), self.paging.clone())
+    }
+
+    /// What the current context's tables remember of the page of `gva`, for inspection.
+    #[must_use]
+    pub fn cached(&self, gva: Gva) -> Vec<Cached> {
+        self.tlb.cached(self.paging.linear(gva).page())
+    }
+
     /// Every table entry that translates `gva`, without side effects.
     #[must_use]
     pub fn inspect(&self, gva: Gva) -> Inspection {
-        self.paging.inspect(&mut slow::MapTables::silent(&self.map), gva)
+        self.paging.inspect(&mut MapTables::silent(&self.map), gva)
     }
 }
 

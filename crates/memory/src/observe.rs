@@ -4,7 +4,8 @@
 //! no device of this machine makes any.
 
 use crate::mmu::Origin;
-use crate::{Gpa, Gva, Hva};
+use crate::{Gpa, Gva, Hva, PhysicalMap};
+use std::sync::Arc;
 
 /// What kind of access was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,4 +81,14 @@ pub trait Observer: Send + Sync {
     /// Called for each access to a page for which there was interest, after it was made and only if it was made
     /// (an access that faulted is not reported). The observer compares the exact bytes itself.
     fn access(&self, access: &Access);
+
+    /// Called when the guest has told where its system calls enter (LSTAR), which is `entry`, at `gpa`: a kernel is there.
+    /// The vCPU waits meanwhile.
+    fn system_calls_enter(&self, _map: &Arc<PhysicalMap>, _entry: Gva, _gpa: Gpa) {}
+
+    /// Whether interest has changed since this was asked last. Asked after each call of the others but [`Observer::interest`]
+    /// and [`Observer::wants_walks`]; then the TLB is flushed before the vCPU's next instruction.
+    fn interest_changed(&self) -> bool {
+        false
+    }
 }

@@ -31,10 +31,12 @@ use crate::observe::Interest;
 use crate::walk::{Rights, Want};
 use crate::{Gpa, Gva, Hva};
 
+mod cached;
 mod entry;
 mod filter;
 mod stamp;
 mod table;
+pub use cached::{Cached, Place};
 pub use entry::{Comparator, Entry, View};
 use filter::{LargePages, Writer, Writers};
 use stamp::{Names, Relied};

@@ -15,6 +15,10 @@ use crate::mmu::{MemoryFault, PagingRegisters, Space};
 use crate::{Gpa, Gva};
 use x86::{PageFaultCode, Pte, is_canonical};
 
+mod denial;
+pub mod spans;
+pub use denial::Denial;
+
 /// Bits of CR3 and of 64-bit entries that can hold an address.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const ACCESSED: u64 = 1 << 5;
@@ -60,7 +64,7 @@ struct Level {
 }
 
 /// What a translation allows, before the space and the control registers decide: as the TLB keeps it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Rights {
     /// U/S is set at all levels.
     pub user: bool,
@@ -261,39 +265,10 @@ impl Paging {
             .with_fetch(want == Want::Execute && fetch_shown)
     }
 
-    /// Whether the protection key lets `want` through (SDM vol. 3A, 4.6.2): user pages by PKRU, supervisor pages by
-    /// PKRS, data accesses only, write-disable binding a supervisor only with CR0.WP.
-    fn key_allows(&self, rights: Rights, space: Space, want: Want) -> bool {
-        let PagingRegisters { cr0, cr4, pkru, pkrs, .. } = self.registers;
-        let (enabled, keys) = if rights.user { (cr4.protection_keys(), pkru) } else { (cr4.supervisor_keys(), pkrs) };
-        if !enabled || want == Want::Execute || !matches!(self.mode, Mode::Level4 | Mode::Level5) {
-            return true;
-        }
-        let key = keys >> (2 * u32::from(rights.key & 15));
-        let (access_disable, write_disable) = (key & 1 != 0, key & 2 != 0);
-        let bound = space == Space::User || cr0.write_protect();
-        !(access_disable || (write_disable && want == Want::Write && bound))
-    }
-
-    /// Whether the tables' R/W, U/S and NX let `want` through, protection keys aside (SDM vol. 3A, 4.6.1).
-    fn page_allows(&self, rights: Rights, space: Space, want: Want) -> bool {
-        let PagingRegisters { cr0, cr4, .. } = self.registers;
-        // SMAP binds supervisor data accesses to user pages unless AC is set; SMEP binds fetches from them.
-        let shielded = rights.user && space == Space::Kernel && cr4.smap();
-        match (want, space) {
-            (Want::Read, Space::User) => rights.user,
-            (Want::Read, _) => !shielded,
-            (Want::Write, Space::User) => rights.user && rights.writable,
-            (Want::Write, _) => !shielded && (rights.writable || !cr0.write_protect()),
-            (Want::Execute, Space::User) => rights.user && !rights.no_execute,
-            (Want::Execute, _) => !(rights.no_execute || (rights.user && cr4.smep())),
-        }
-    }
-
     /// Whether `want` is allowed in `space` on a page with these rights.
     #[must_use]
     pub fn allows(&self, rights: Rights, space: Space, want: Want) -> bool {
-        self.mode == Mode::Off || (self.page_allows(rights, space, want) && self.key_allows(rights, space, want))
+        self.denial(rights, space, want).is_none()
     }
 
     /// Translates `gva` for `want` in `space`, setting accessed and dirty bits.
@@ -321,7 +296,7 @@ impl Paging {
             };
             let rights = translation.rights;
             if !self.allows(rights, space, want) {
-                let key = !self.key_allows(rights, space, want);
+                let key = self.key_denial(rights, space, want).is_some();
                 let code = self.code(space, want).with_present(true).with_protection_key(key);
                 return Err(MemoryFault::Page { gva, code });
             }
@@ -368,34 +343,57 @@ impl Paging {
             let gpa = Gpa(table + (gva.0 >> level.shift & bits(0, index_bits - 1)) * size);
             let raw = tables.read(gpa, size);
             trail.push(Step { shift: level.shift, gpa, entry: raw });
-            let entry = Pte::from_bits(raw);
-            if !entry.present() {
-                return Err(false);
+            match self.meaning(level, raw, rights) {
+                Meaning::Absent => return Err(false),
+                Meaning::Reserved(_) => return Err(true),
+                Meaning::Table(next, so_far) => (table, rights) = (next, so_far),
+                Meaning::Page(base, rights) => {
+                    let offset = gva.0 & ((1 << level.shift) - 1);
+                    return Ok(Translation { gpa: Gpa(base | offset), shift: level.shift, rights });
+                }
             }
-            let page = level.reserved_page.filter(|_| level.shift == x86::PAGE_SHIFT || entry.large());
-            if raw & page.unwrap_or(level.reserved) != 0 {
-                return Err(true);
-            }
-            rights.user &= entry.user();
-            rights.writable &= entry.writable();
-            rights.no_execute |= entry.no_execute();
-            if page.is_none() {
-                table = raw & if size == 4 { 0xffff_f000 } else { ADDRESS };
-                continue;
-            }
-            rights.dirty = entry.dirty();
-            rights.global = entry.global() && self.registers.cr4.global_pages();
-            rights.key = entry.key();
-            let base = if self.mode == Mode::Legacy && level.shift == 22 {
-                (raw & 0xffc0_0000) | (raw >> 13 & 0xff) << 32
-            } else {
-                raw & ADDRESS & (u64::MAX << level.shift)
-            };
-            let offset = gva.0 & ((1 << level.shift) - 1);
-            return Ok(Translation { gpa: Gpa(base | offset), shift: level.shift, rights });
         }
         // Not reached: the last level of every mode maps pages.
         Err(false)
+    }
+
+    /// What entry `raw` of a table at `level` says, `rights` being those of the entries above it.
+    #[inline(always)]
+    fn meaning(&self, level: &Level, raw: u64, mut rights: Rights) -> Meaning {
+        let entry = Pte::from_bits(raw);
+        if !entry.present() {
+            return Meaning::Absent;
+        }
+        let page = level.reserved_page.filter(|_| level.shift == x86::PAGE_SHIFT || entry.large());
+        let reserved = raw & page.unwrap_or(level.reserved);
+        if reserved != 0 {
+            return Meaning::Reserved(reserved);
+        }
+        rights.user &= entry.user();
+        rights.writable &= entry.writable();
+        rights.no_execute |= entry.no_execute();
+        if page.is_none() {
+            return Meaning::Table(raw & if self.mode == Mode::Legacy { 0xffff_f000 } else { ADDRESS }, rights);
+        }
+        rights.dirty = entry.dirty();
+        rights.global = entry.global() && self.registers.cr4.global_pages();
+        rights.key = entry.key();
+        let base = if self.mode == Mode::Legacy && level.shift == 22 {
+            (raw & 0xffc0_0000) | (raw >> 13 & 0xff) << 32
+        } else {
+            raw & ADDRESS & (u64::MAX << level.shift)
+        };
+        Meaning::Page(base, rights)
+    }
+
+    /// The reserved bits that are set in the last entry of an inspection, if these are what stops the walk.
+    #[must_use]
+    pub fn reserved_bits(&self, step: &Step) -> u64 {
+        let level = self.levels.iter().take(self.depth).find(|level| level.shift == step.shift);
+        match level.map(|level| self.meaning(level, step.entry, Rights::default())) {
+            Some(Meaning::Reserved(bits)) => bits,
+            _ => 0,
+        }
     }
 
     /// Sets the accessed bits of all entries and, for a write, the leaf's dirty bit. False: an entry has changed.
@@ -408,6 +406,18 @@ impl Paging {
             marked == step.entry || tables.replace(step.gpa, size, step.entry, marked)
         })
     }
+}
+
+/// What a table entry says, with the rights down to it.
+enum Meaning {
+    /// P is clear.
+    Absent,
+    /// These reserved bits are set.
+    Reserved(u64),
+    /// On at the table at this physical address.
+    Table(u64, Rights),
+    /// A page at this physical address.
+    Page(u64, Rights),
 }
 
 /// The entries that a walk has read, from the root down.

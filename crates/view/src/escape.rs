@@ -10,7 +10,7 @@ pub const HELP: &str = "\n\
     Ctrl-A h    this help\n\
     Ctrl-A x    quit Vitrine\n\
     Ctrl-A b    send a break\n\
-    Ctrl-A c    the monitor (not there yet)\n\
+    Ctrl-A c    switch between console and monitor\n\
     Ctrl-A a    send Ctrl-A to the guest (so does Ctrl-A Ctrl-A)\n";
 
 /// What the user asked for with the bytes typed.

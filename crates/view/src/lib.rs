@@ -3,12 +3,14 @@
 //! Vitrine's terminal behaves as QEMU's `-nographic` does. Nothing here knows a machine: bytes and keys go to
 //! whoever asked for them. A web view will be a sibling of these modules.
 
+pub mod editor;
 pub mod escape;
 pub mod input;
 pub mod output;
 pub mod signals;
 pub mod terminal;
 
+pub use editor::Editor;
 pub use escape::{Action, Escape, HELP};
 pub use output::Output;
 pub use terminal::{Mode, Terminal};

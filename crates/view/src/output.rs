@@ -1,5 +1,6 @@
 //! Output that waits, retries, never panics, and tells once when it has failed.
 
+use std::fmt;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -13,6 +14,12 @@ use rustix::io::Errno;
 pub struct Output {
     to: OwnedFd,
     failed: Option<Box<dyn FnOnce(io::Error) + Send>>,
+}
+
+impl fmt::Debug for Output {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Output").field("to", &self.to).finish_non_exhaustive()
+    }
 }
 
 impl Output {

@@ -78,6 +78,13 @@ fn raw(original: &Termios, mode: Mode) -> Termios {
     raw
 }
 
+/// How many columns the terminal on standard input has; 80 if it does not say.
+#[must_use]
+pub fn width() -> usize {
+    let size = termios::tcgetwinsize(stdin()).map(|size| usize::from(size.ws_col));
+    size.ok().filter(|columns| *columns > 0).unwrap_or(80)
+}
+
 /// Gives the terminal its original settings back for good. Safe to call at any time, from any thread, repeatedly.
 pub fn restore() {
     let held = HELD.lock().unwrap_or_else(PoisonError::into_inner).take();

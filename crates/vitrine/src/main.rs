@@ -3,6 +3,7 @@
 mod demo;
 mod feed;
 mod flags;
+mod keyboard;
 mod logs;
 mod plan;
 mod run;

@@ -3,7 +3,7 @@
 
 use view::Mode;
 
-use crate::flags::values::Serial;
+use crate::flags::values::{Monitor, Serial};
 use crate::flags::{Flags, UsageError};
 
 /// Serial ports of a PC.
@@ -14,10 +14,10 @@ const PORTS: usize = 4;
 pub struct Console {
     /// COM1 to COM4.
     pub serial: Vec<Serial>,
-    /// How the terminal is held, if a port leads there: [`Mode::Raw`] comes with the Ctrl-A keys.
+    /// How the terminal is held, if a port or the monitor is there: [`Mode::Raw`] comes with the Ctrl-A keys.
     pub terminal: Option<Mode>,
-    /// The port that gets what is typed.
-    pub input: usize,
+    /// The port that gets what is typed; `None`: the monitor does.
+    pub input: Option<usize>,
     /// Nothing said where the console is to be; it is on the terminal for want of a window.
     pub assumed: bool,
 }
@@ -29,7 +29,11 @@ impl Console {
     /// More ports than a PC has, or several that want the terminal's input.
     pub fn of(flags: &Flags) -> Result<Self, UsageError> {
         let mut serial = flags.serial.clone();
-        let assumed = serial.is_empty() && !flags.nodefaults && !flags.nographic && flags.display.is_none();
+        let assumed = serial.is_empty()
+            && !flags.nodefaults
+            && !flags.nographic
+            && flags.display.is_none()
+            && flags.monitor != Some(Monitor::Stdio);
         if serial.is_empty() && !flags.nodefaults {
             let multiplexed = flags.monitor.is_none();
             serial.push(match (flags.nographic || assumed, multiplexed) {
@@ -41,8 +45,8 @@ impl Console {
         if serial.len() > PORTS {
             return Err(UsageError(format!("-serial is given {} times; a PC has {PORTS} serial ports", serial.len())));
         }
-        let mut terminal = None;
-        let mut input = 0;
+        let mut terminal = (flags.monitor == Some(Monitor::Stdio)).then_some(Mode::RawWithSignals);
+        let mut input = None;
         for (port, to) in serial.iter().enumerate() {
             let mode = match to {
                 Serial::MonStdio => Mode::Raw,
@@ -51,11 +55,14 @@ impl Console {
                 _ => continue,
             };
             if terminal.replace(mode).is_some() {
-                return Err(UsageError(
-                    "two serial ports want the terminal; give the others file:PATH, null or none".to_owned(),
-                ));
+                return Err(UsageError(if input.is_none() {
+                    "-monitor stdio and a serial port both want the terminal; -serial mon:stdio has both on it"
+                        .to_owned()
+                } else {
+                    "two serial ports want the terminal; give the others file:PATH, null or none".to_owned()
+                }));
             }
-            input = port;
+            input = Some(port);
         }
         Ok(Self { serial, terminal, input, assumed })
     }
@@ -78,16 +85,19 @@ mod tests {
         use Serial::{MonStdio, None as NoPort, Null, Stdio};
         let file = || Serial::File("x".into());
         let cases = [
-            ("-nographic", vec![MonStdio], Some(Mode::Raw), 0),
-            ("-nographic -monitor none", vec![Stdio], Some(Mode::RawWithSignals), 0),
-            ("-nographic -serial mon:stdio", vec![MonStdio], Some(Mode::Raw), 0),
-            ("-nographic -serial stdio", vec![Stdio], Some(Mode::Raw), 0),
-            ("-nographic -serial file:x", vec![file()], None, 0),
-            ("-nographic -nodefaults", vec![], None, 0),
-            ("-display none", vec![Null], None, 0),
-            ("-display none -serial stdio", vec![Stdio], Some(Mode::RawWithSignals), 0),
-            ("-serial none -serial mon:stdio", vec![NoPort, MonStdio], Some(Mode::Raw), 1),
-            ("-kernel x", vec![MonStdio], Some(Mode::Raw), 0),
+            ("-nographic", vec![MonStdio], Some(Mode::Raw), Some(0)),
+            ("-nographic -monitor none", vec![Stdio], Some(Mode::RawWithSignals), Some(0)),
+            ("-nographic -serial mon:stdio", vec![MonStdio], Some(Mode::Raw), Some(0)),
+            ("-nographic -serial stdio", vec![Stdio], Some(Mode::Raw), Some(0)),
+            ("-nographic -serial file:x", vec![file()], None, None),
+            ("-nographic -nodefaults", vec![], None, None),
+            ("-display none", vec![Null], None, None),
+            ("-display none -serial stdio", vec![Stdio], Some(Mode::RawWithSignals), Some(0)),
+            ("-serial none -serial mon:stdio", vec![NoPort, MonStdio], Some(Mode::Raw), Some(1)),
+            ("-monitor stdio", vec![Null], Some(Mode::RawWithSignals), None),
+            ("-display none -monitor stdio", vec![Null], Some(Mode::RawWithSignals), None),
+            ("-display none -monitor unix:x", vec![Null], None, None),
+            ("-kernel x", vec![MonStdio], Some(Mode::Raw), Some(0)),
         ];
         for (line, serial, terminal, input) in cases {
             let want = Console { serial, terminal, input, assumed: line == "-kernel x" };
@@ -100,5 +110,7 @@ mod tests {
         assert!(console(&"-serial null ".repeat(4)).is_ok());
         assert!(console(&"-serial null ".repeat(5)).is_err());
         assert!(console("-serial stdio -serial mon:stdio").is_err());
+        assert!(console("-serial stdio -monitor stdio").is_err());
+        assert!(console("-nographic -monitor stdio").is_err());
     }
 }

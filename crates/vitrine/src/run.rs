@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
 use anyhow::{Context, Result};
+use control::Address;
 use cpu::cpuid::Model;
 use devices::Sink;
 use jit::perf::{Perf, Wanted};
@@ -15,7 +16,7 @@ use lens::{Both, Trace, Watcher};
 use machine::{Accel, Config, DebugConsole};
 use memory::Observer;
 
-use crate::flags::values::{self, Device, Serial};
+use crate::flags::values::{self, Device, Monitor, Serial};
 use crate::flags::{Flags, UsageError};
 use crate::plan::Console;
 use crate::say::say;
@@ -23,6 +24,8 @@ use crate::session::{End, Event, Session, To};
 
 /// Port of the debug console, as QEMU's `-debugcon` has it.
 const DEBUGCON: u16 = 0xe9;
+/// TCP port of `-s`.
+const GDB_PORT: u16 = 1234;
 
 /// Boots what the flags say and stays until it ends.
 ///
@@ -53,6 +56,19 @@ pub fn run(flags: &Flags) -> Result<End> {
     }
     if let Some(mode) = console.terminal {
         session.attach(mode, console.input)?;
+    }
+    if let Some(Monitor::Unix(path)) = &flags.monitor {
+        session.serve_monitor(path)?;
+    }
+    for path in &flags.qmp {
+        session.serve_qmp(path)?;
+    }
+    let here = flags.gdb_here.then(|| Address::Tcp("127.0.0.1".to_owned(), GDB_PORT));
+    for address in flags.gdb.iter().chain(&here) {
+        session.serve_gdb(address)?;
+    }
+    if flags.stopped {
+        session.hold();
     }
     session.start()?;
     let end = session.wait();

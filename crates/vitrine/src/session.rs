@@ -7,6 +7,7 @@ use std::any::Any;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use machine::{Config, Handle, Machine, MachineError, Outcome};
 use view::{Action, Escape, Mode, Output, Terminal, terminal};
 
 use crate::feed::Feed;
+use crate::keyboard::Keyboard;
 use crate::say::{line, say};
 
 /// How long a machine that is told to quit may take. A guest that is held up in writing to a full pipe never does.
@@ -33,6 +35,8 @@ pub enum Event {
     Signal(i32),
     /// Ctrl-A x.
     Quit,
+    /// The monitor's `quit`.
+    Dismissed,
     /// An output has failed; its name and why.
     Broken(String, io::Error),
     /// The demo's guest has told something.
@@ -56,6 +60,8 @@ pub struct Session {
     events: Receiver<Event>,
     sender: Sender<Event>,
     terminal: Option<Terminal>,
+    /// Sockets at which clients are served.
+    servers: Vec<control::Server>,
 }
 
 impl Session {
@@ -67,10 +73,17 @@ impl Session {
         let (sender, events) = channel();
         let machine = Machine::new(config(&sender)?)?;
         let handle = machine.handle();
+        let dismissed = sender.clone();
+        handle.on_event(move |event| {
+            // Here rather than at the machine's end, which a guest that writes to a full pipe holds up.
+            if matches!(event, machine::Event::Shutdown { guest: false }) {
+                let _ = dismissed.send(Event::Dismissed);
+            }
+        });
         let signals = sender.clone();
         // The receiver is gone only when the process is about to end: then nobody needs to know.
         view::signals::watch(move |signal| drop(signals.send(Event::Signal(signal))))?;
-        Ok(Self { machine: Some(machine), handle, events, sender, terminal: None })
+        Ok(Self { machine: Some(machine), handle, events, sender, terminal: None, servers: Vec::new() })
     }
 
     /// Lets the machine run, once.
@@ -91,25 +104,79 @@ impl Session {
         Ok(())
     }
 
-    /// Gives serial port `port` the terminal, or whatever standard input is.
+    /// Gives serial port `port` the terminal, or whatever standard input is; without a port, the monitor. In
+    /// [`Mode::Raw`] Ctrl-A c switches between them.
     ///
     /// # Errors
     /// When the terminal's mode cannot be changed or a thread cannot be started.
-    pub fn attach(&mut self, mode: Mode, port: usize) -> Result<()> {
+    pub fn attach(&mut self, mode: Mode, port: Option<usize>) -> Result<()> {
         self.terminal = Terminal::enter(mode)?;
-        let feed = Feed::start(self.handle.clone(), port)?;
         let typed_by_hand = io::stdin().is_terminal();
+        let feed = port.map(|port| Feed::start(self.handle.clone(), port)).transpose()?;
+        let monitor = Keyboard::start(self.handle.clone(), typed_by_hand, Self::broken(&self.sender))?;
+        let mut listens = feed.clone();
+        if listens.is_none() {
+            monitor.enter();
+        }
         let events = self.sender.clone();
         let act = move |action| match action {
-            Action::Input(bytes) => feed.push(&bytes, !typed_by_hand),
+            Action::Input(bytes) => match &listens {
+                Some(feed) => feed.push(&bytes, !typed_by_hand),
+                None => monitor.push(&bytes),
+            },
             Action::Quit => drop(events.send(Event::Quit)),
             Action::Help => line(view::HELP),
-            Action::Monitor => line("\nthe monitor is not there yet"),
+            Action::Monitor if listens.is_some() => {
+                listens = None;
+                monitor.enter();
+            }
+            Action::Monitor => {
+                listens.clone_from(&feed);
+                monitor.leave();
+            }
             Action::Break => line("\nthe serial line cannot send a break yet"),
             Action::End => {}
         };
         view::input::spawn(Escape::new(mode == Mode::Raw), act)?;
         Ok(())
+    }
+
+    /// Has the machine stand before its first instruction. To be called before [`Session::start`].
+    pub fn hold(&self) {
+        self.handle.pause();
+    }
+
+    /// Serves the monitor at the Unix socket `path`.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn serve_monitor(&mut self, path: &Path) -> Result<()> {
+        self.servers.push(control::serve_monitor(path, self.handle.clone())?);
+        Ok(())
+    }
+
+    /// Serves QEMU's machine protocol at the Unix socket `path`.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn serve_qmp(&mut self, path: &Path) -> Result<()> {
+        self.servers.push(control::serve_qmp(path, self.handle.clone())?);
+        Ok(())
+    }
+
+    /// Serves gdb at `address`.
+    ///
+    /// # Errors
+    /// When the socket cannot be made.
+    pub fn serve_gdb(&mut self, address: &control::Address) -> Result<()> {
+        self.servers.push(control::serve_gdb(address, self.handle.clone())?);
+        Ok(())
+    }
+
+    /// What becomes of an error of standard output.
+    fn broken(events: &Sender<Event>) -> impl FnOnce(io::Error) + Send + 'static {
+        let events = events.clone();
+        move |error| drop(events.send(Event::Broken("standard output".to_owned(), error)))
     }
 
     /// The next event, or `None` if there is none until `deadline`.
@@ -148,6 +215,10 @@ impl Session {
             Event::Quit => {
                 self.quit();
                 say("ended by Ctrl-A x");
+                End::Status(0)
+            }
+            Event::Dismissed => {
+                self.quit();
                 End::Status(0)
             }
             Event::Broken(what, error) => {
@@ -206,9 +277,8 @@ impl To {
     /// # Errors
     /// When the descriptor cannot be duplicated.
     pub fn stdout(events: &Sender<Event>) -> Result<Box<dyn Sink>> {
-        let events = events.clone();
-        let broken = move |error| drop(events.send(Event::Broken("standard output".to_owned(), error)));
-        Ok(Box::new(Self(Output::stdout(broken).context("standard output is not open")?)))
+        let output = Output::stdout(Session::broken(events)).context("standard output is not open")?;
+        Ok(Box::new(Self(output)))
     }
 }
 

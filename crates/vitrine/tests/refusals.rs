@@ -118,7 +118,7 @@ fn wrong_command_lines() {
     misused(&["-kernel", &kernel, "-accel", "interp", "-perfmap"], &["-perfmap", "-accel jit"]);
     misused(&["-kernel", &kernel, "-d", "nonsense"], &["nonsense"]);
     misused(&["-kernel", &kernel, "-watch-format", "nonsense"], &["nonsense"]);
-    for watch in ["nonsense", "q:1000", "r:", "r:zz", "r:1000+", "r:1000+0", "r:11112222333344445", "gpa:"] {
+    for watch in ["non-sense", "q:1000", "r:", "r:*ff", "r:1000+", "r:1000+0", "r:11112222333344445", "gpa:"] {
         misused(&["-kernel", &kernel, "-watch", watch], &["-watch"]);
     }
 }

@@ -1,5 +1,7 @@
 //! The experiment: the line of the lens for an access equals what the guest says of it.
 
+use std::path::Path;
+
 use guests::session::{Ended, Session, argument};
 use guests::watch::{GuestView, Line, field};
 use guests::{PATIENCE, find, initramfs, skipped};
@@ -12,12 +14,16 @@ fn boot(more: &[&str]) -> Option<Ended> {
         skipped("watch", "no seed-bzImage at hand");
         return None;
     };
+    boot_kernel(&kernel, more)
+}
+
+fn boot_kernel(kernel: &Path, more: &[&str]) -> Option<Ended> {
     let Some(initrd) = initramfs::build(initramfs::INIT) else {
         skipped("watch", "no static busybox (package busybox-static)");
         return None;
     };
-    let mut arguments = vec!["-kernel", argument(&kernel), "-initrd", argument(initrd.path())];
-    arguments.extend(["-append", "console=ttyS0", "-nographic", "-m", "128M"]);
+    let mut arguments = vec!["-kernel", argument(kernel), "-initrd", argument(initrd.path())];
+    arguments.extend(["-append", "console=ttyS0", "-nographic", "-m", "256M"]);
     arguments.extend(more);
     let ended = Session::start(VITRINE, &arguments).end(PATIENCE);
     ended.no_panic();
@@ -111,4 +117,35 @@ fn the_translator_shows_what_the_interpreter_shows() {
     let [Some(interpreted), Some(translated)] = seen else { return };
     assert!(interpreted.len() > 1, "{interpreted:x?}");
     assert_eq!(interpreted, translated);
+}
+
+#[test]
+fn the_command_line_is_watched_by_its_symbol() {
+    let kernels: Vec<_> = find::debian_kernels().into_iter().chain(find::seed_kernel()).collect();
+    if kernels.is_empty() {
+        return skipped("watch by symbol", "no kernel at hand");
+    }
+    for kernel in kernels {
+        // Where the kernel is nobody knows beforehand.
+        let Some(ended) = boot_kernel(&kernel, &["-watch", "r:*saved_command_line"]) else { return };
+        let lines = Line::all(&ended.stderr);
+        let shown = |function: &str| {
+            lines.iter().any(|line| line.function.as_ref().is_some_and(|name| name.starts_with(function)))
+        };
+        assert!(shown("strlen") || shown("cmdline_proc_show"), "{}: {lines:x?}", kernel.display());
+        for line in &lines {
+            let first = line.value as u8 == b'c' && line.access.starts_with('r') && line.gva == lines[0].gva;
+            assert!(first && line.function.is_some() && line.hva != 0, "{}: {line:x?}", kernel.display());
+        }
+        if let Some(guest) = GuestView::find(&ended.stdout) {
+            assert_eq!(lines[0].gva, Some(guest.gva));
+        }
+    }
+}
+
+#[test]
+fn a_symbol_that_there_is_not_is_said_to_be_missing() {
+    let Some(ended) = boot(&["-watch", "rw:no_such_thing+8"]) else { return };
+    assert!(ended.stderr.contains("rw:no_such_thing+8: the guest's kernel has no symbol no_such_thing"), "{ended:?}");
+    assert!(Line::all(&ended.stderr).is_empty(), "{ended:?}");
 }

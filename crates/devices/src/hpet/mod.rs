@@ -301,6 +301,10 @@ fn timer_index(register: u64) -> usize {
 }
 
 impl Mmio for Hpet {
+    fn name(&self) -> &str {
+        "hpet"
+    }
+
     fn read(&self, _cpu: usize, offset: u64, size: usize) -> u64 {
         let (register, byte) = (offset & !7, offset & 7);
         // An access over the end of a register sees that register only.

@@ -78,6 +78,31 @@ impl IoApic {
         *state = State::new(state.lines);
     }
 
+    /// The registers as a text, in QEMU's form.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let state = lock(&self.state);
+        let (version, id) = (VERSION_VALUE & 0xff, state.id >> 24);
+        let mut text = format!("ioapic0: ver=0x{version:x} id=0x{id:02x} sel=0x{:02x}\n", state.index);
+        for (pin, entry) in state.entries.iter().enumerate() {
+            let (bits, destination, vector) = (u64::from(*entry), entry.destination(), entry.vector());
+            let polarity = if entry.active_low() { "active-lo" } else { "active-hi" };
+            let trigger = if entry.level() { "level" } else { "edge " };
+            let masked = if entry.masked() { "masked" } else { "      " };
+            let mode = entry.mode().name().to_lowercase();
+            let to = if entry.logical() { "logical" } else { "physical" };
+            text += &format!(
+                "  pin {pin:<2} 0x{bits:016x} dest={destination:x} vec={vector:<3} {polarity} {trigger} {masked} {mode:<6} {to}\n"
+            );
+        }
+        let pins = |wanted: &dyn Fn(usize) -> bool| {
+            let pins: Vec<_> = (0..PINS).filter(|n| wanted(*n)).map(|n| n.to_string()).collect();
+            if pins.is_empty() { "(none)".to_owned() } else { pins.join(" ") }
+        };
+        let (asserted, waiting) = (pins(&|n| state.asserted(n)), pins(&|n| state.entries[n].remote_irr()));
+        text + &format!("  IRR      {asserted}\n  Remote IRR {waiting}\n")
+    }
+
     fn send(&self, entry: Entry) -> bool {
         self.bus.deliver(&Message {
             destination: entry.destination().into(),
@@ -176,6 +201,10 @@ impl State {
 }
 
 impl Mmio for IoApic {
+    fn name(&self) -> &str {
+        "ioapic"
+    }
+
     fn read(&self, _cpu: usize, offset: u64, size: usize) -> u64 {
         let state = lock(&self.state);
         let byte = offset & 0xf;

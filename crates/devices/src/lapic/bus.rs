@@ -203,6 +203,10 @@ impl ApicMmio {
 }
 
 impl Mmio for ApicMmio {
+    fn name(&self) -> &str {
+        "lapic"
+    }
+
     fn read(&self, cpu: usize, offset: u64, size: usize) -> u64 {
         let value = self.bus.apic(cpu).and_then(|apic| apic.read_mmio(self.address, offset));
         value.unwrap_or(u64::MAX) & all_ones(size)

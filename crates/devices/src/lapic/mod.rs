@@ -10,6 +10,7 @@
 
 mod bus;
 mod countdown;
+mod describe;
 mod spec;
 mod state;
 #[cfg(test)]
@@ -84,6 +85,12 @@ impl LocalApic {
     /// through LINT0 and NMI through LINT1.
     pub fn set_virtual_wire(&self) {
         self.change(State::virtual_wire);
+    }
+
+    /// The registers as a text, in QEMU's form.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        self.change(|state| describe::describe(state, &*self.clock))
     }
 
     /// Pin LINT0 (`n` 0) or LINT1 (any other).

@@ -94,6 +94,23 @@ pub enum DeliveryMode {
     ExtInt = 7,
 }
 
+impl DeliveryMode {
+    /// Its short name.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Fixed => "Fixed",
+            Self::LowestPriority => "LowPri",
+            Self::Smi => "SMI",
+            Self::Reserved => "...",
+            Self::Nmi => "NMI",
+            Self::Init => "INIT",
+            Self::StartUp => "SIPI",
+            Self::ExtInt => "ExtINT",
+        }
+    }
+}
+
 /// The timer's modes (LVT timer bits 17 and 18).
 #[bitenum]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -140,6 +140,16 @@ impl Chip {
         (self.base & 0xf8) | (n & 7)
     }
 
+    pub fn describe(&self) -> String {
+        let Self { irr, imr, isr, base, elcr, .. } = self;
+        let (first, status, nested) =
+            ((self.lowest + 1) & 7, u8::from(self.read_isr), u8::from(self.icw4.special_nested()));
+        format!(
+            "irr={irr:02x} imr={imr:02x} isr={isr:02x} hprio={first} irq_base={base:02x} rr_sel={status} \
+             elcr={elcr:02x} fnm={nested}"
+        )
+    }
+
     pub fn read_data(&self) -> u8 {
         self.imr
     }

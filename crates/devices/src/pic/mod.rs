@@ -82,6 +82,13 @@ impl Pic {
         });
     }
 
+    /// The registers of both chips as a text, in QEMU's form.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let chips = lock(&self.chips);
+        format!("pic1: {}\npic0: {}\n", chips.slave.describe(), chips.master.describe())
+    }
+
     fn change<T>(&self, f: impl FnOnce(&mut Chips) -> T) -> T {
         let mut chips = lock(&self.chips);
         let result = f(&mut chips);

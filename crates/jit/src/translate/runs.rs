@@ -23,7 +23,7 @@ use crate::regs::{Place, T0, T1, field, place};
 use iced_x86::Register;
 use memory::tlb::Entry as TlbEntry;
 use std::mem::offset_of;
-use std::ops::{Range, RangeInclusive};
+use std::ops::RangeInclusive;
 use x86::PAGE_SIZE;
 
 /// The most instructions of a loop that there is a copy of.
@@ -36,8 +36,6 @@ const STRIDE: u64 = 256;
 pub(super) struct Run {
     /// Its blocks, of which the last one jumps to the first.
     blocks: RangeInclusive<usize>,
-    /// Its instructions, among those of the region.
-    insns: Range<usize>,
     /// Its accesses, in groups whose addends are all kept.
     plan: Plan,
     /// By how many bytes the addresses of each group move.
@@ -54,14 +52,14 @@ pub(super) fn find(region: &Region, label: impl FnMut() -> Label) -> Vec<Run> {
     let found = region.blocks.iter().enumerate().filter_map(|(last, block)| {
         let Goal::Block(first) = block.target else { return None };
         let insns = path(region, first..=last)?;
-        let (plan, strides, counter) = plan(region.all().get(insns.clone())?, region.mode)?;
-        Some(Run { blocks: first..=last, insns, plan, strides, counter, at: label() })
+        let (plan, strides, counter) = plan(&insns, region.mode)?;
+        Some(Run { blocks: first..=last, plan, strides, counter, at: label() })
     });
     found.collect()
 }
 
 /// The instructions of the loop that these blocks are, if it is one of the kind there can be a copy of.
-fn path(region: &Region, blocks: RangeInclusive<usize>) -> Option<Range<usize>> {
+fn path(region: &Region, blocks: RangeInclusive<usize>) -> Option<Vec<&Insn>> {
     let (first, last) = (*blocks.start(), *blocks.end());
     let all = region.blocks.get(blocks.clone()).filter(|all| !all.is_empty())?;
     let entered = matches!(region.blocks.get(first)?.entry, Entry::Dead | Entry::Numbered | Entry::Frame);
@@ -69,13 +67,13 @@ fn path(region: &Region, blocks: RangeInclusive<usize>) -> Option<Range<usize>> 
     let inside = |block: &Block| matches!(block.target, Goal::Block(to) if blocks.contains(&to));
     let straight = (first..).zip(all).all(follows) && all.iter().filter(|block| inside(block)).count() == 1;
     let jumps = region.last(all.last()?)?.class == Class::Jcc;
-    let insns = all.first()?.insns.start..all.last()?.insns.end;
+    let insns: Vec<&Insn> = all.iter().flat_map(|block| region.insns(block)).collect();
     (entered && straight && jumps && insns.len() <= INSTRUCTIONS).then_some(insns)
 }
 
 /// What is done with the accesses of a loop, by how much each group of them moves, and a register that moves. `None`: not
 /// all move by constants.
-fn plan(insns: &[Insn], mode: Mode) -> Option<(Plan, Vec<i64>, (Reg, i64))> {
+fn plan(insns: &[&Insn], mode: Mode) -> Option<(Plan, Vec<i64>, (Reg, i64))> {
     if mode.legacy.is_some() || mode.counts {
         return None;
     }
@@ -192,10 +190,11 @@ impl Job<'_> {
     /// some group has no site that remembers its page.
     fn begin_run(&mut self, run: &Run, first: Label) -> Result<Option<()>, Refused> {
         let region = self.region;
-        let insns = region.all().get(run.insns.clone()).ok_or(Refused)?;
+        let insns = region.blocks.get(run.blocks.clone()).into_iter().flatten();
+        let insns: Vec<&Insn> = insns.flat_map(|block| region.insns(block)).collect();
         let site = |group: usize| {
             let mut members =
-                run.plan.members.iter().zip(insns).filter_map(|(member, insn)| Some((member.as_ref()?, insn)));
+                run.plan.members.iter().zip(&insns).filter_map(|(member, insn)| Some((member.as_ref()?, insn)));
             members.find_map(|(member, insn)| {
                 let own = self.checked.iter().find(|(offset, _)| member.group == group && *offset == insn.offset);
                 own.map(|(_, site)| *site)

@@ -50,7 +50,13 @@ impl FromStr for Spec {
             match part {
                 "wait" => full = Full::Wait,
                 "drop" => full = Full::Drop,
-                _ => filters.push(filter(part).map_err(|inner| error(column + inner.column, &inner.what))?),
+                _ => {
+                    let filter = filter(part).map_err(|inner| error(column + inner.column, &inner.what))?;
+                    if matches!(filter.start, Start::Symbol { .. }) {
+                        return Err(error(column, "a trace takes addresses, hexadecimal, and no symbols"));
+                    }
+                    filters.push(filter);
+                }
             }
             column += part.chars().count() + 1;
         }
@@ -94,9 +100,10 @@ mod tests {
         for (text, column, word) in [
             ("", 0, "file"),
             (",r", 0, "file"),
-            ("f,rr", 2, ""),
-            ("f,w,r:xyz", 6, "hexadecimal"),
-            ("f,w,", 4, "nothing"),
+            ("f,rr", 2, "no symbols"),
+            ("f,w,r:12z", 8, "'z'"),
+            ("f,w,r:xyz", 4, "no symbols"),
+            ("f,w,", 4, ""),
         ] {
             let error = text.parse::<Spec>().expect_err(text);
             assert_eq!(error.column, column, "{error}");

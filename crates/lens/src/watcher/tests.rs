@@ -1,6 +1,7 @@
 //! Which accesses give a line, and what becomes of a watch whose lines cannot be written.
 
 use super::*;
+use crate::symbols::kallsyms::tests::{BASE, kernel};
 use memory::{Hva, Origin};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -172,7 +173,7 @@ fn host_physical_addresses_are_the_kernels_or_unknown() {
     let (watcher, sink) = watcher(&["r:5000"]);
     let ram = memory::GuestRam::new(1 << 20).unwrap();
     let hva = ram.regions()[0].hva;
-    let map = memory::PhysicalMap::new(ram).unwrap();
+    let map = PhysicalMap::new(ram).unwrap();
     map.write(Gpa(0), b"x").unwrap();
     for _ in 0..2 {
         watcher.access(&Access { hva: Some(hva), ..access(AccessKind::Read, 0x5000, 1) });
@@ -186,4 +187,36 @@ fn host_physical_addresses_are_the_kernels_or_unknown() {
     let untouched = Hva(hva.0 + 0x8000);
     watcher.access(&Access { hva: Some(untouched), ..access(AccessKind::Read, 0x5000, 1) });
     assert!(sink.take().pop().unwrap().contains("hpa ? "));
+}
+
+#[test]
+fn what_a_pointer_points_to_is_watched_from_when_it_does() {
+    let (watcher, sink) = watcher(&["r:*function_2.part.0+4", "w:function_3.part.0", "r:*function_4.part.0"]);
+    let map = Arc::new(kernel());
+    let (entry, image) = (Gva(BASE), Gpa(0x18_0000));
+    let pointer = Gpa(image.0 + 2 * 16);
+    map.write(pointer, &0x5000_u64.to_le_bytes()).unwrap();
+    let page = |gva: u64| watcher.interest(Gva(gva), Gpa(0x10_0000));
+    assert_eq!(page(0x5000), Interest::default(), "nothing is known yet");
+    assert!(!watcher.interest_changed());
+    watcher.system_calls_enter(&map, entry, image);
+    assert!(watcher.interest_changed() && !watcher.interest_changed());
+    assert!(page(0x5000).read && !page(0x7000).read && page(BASE).write);
+    assert!(!page(0).read, "a null pointer points nowhere");
+    watcher.access(&access(AccessKind::Read, 0x5003, 1));
+    watcher.access(&access(AccessKind::Read, 0x7000, 1));
+    watcher.access(&Access { gva: Some(Gva(BASE + 3 * 16)), ..access(AccessKind::Write, 0, 8) });
+    let lines = sink.take();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert!(lines[1].ends_with(" at function_3.part.0"), "{lines:?}");
+    // Whoever writes the pointer, by whatever address.
+    assert!(watcher.interest(Gva(0x9000), pointer.page()).write);
+    map.write(pointer, &0x7000_u64.to_le_bytes()).unwrap();
+    watcher.access(&Access { gpa: pointer.wrapping_add(7), ..access(AccessKind::Write, 0x9027, 1) });
+    assert!(watcher.interest_changed());
+    watcher.access(&access(AccessKind::Read, 0x5003, 1));
+    watcher.access(&access(AccessKind::Read, 0x7000, 1));
+    assert_eq!(sink.take().len(), 1);
+    watcher.system_calls_enter(&map, entry, image);
+    assert!(!watcher.interest_changed(), "it is the same kernel");
 }

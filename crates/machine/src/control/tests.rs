@@ -27,9 +27,13 @@ fn control(vcpus: usize) -> Control {
 
 /// Visits the gate as a vCPU's thread would, and says what came of it: `None` for the end, else whether there was a reset.
 fn visit(control: &Control, index: usize, seen: &mut Seen) -> Option<bool> {
-    match control.gate(index, seen) {
-        Pass::Go { reset, .. } => Some(reset.is_some()),
-        Pass::End => None,
+    let mut reset = false;
+    loop {
+        match control.gate(index, seen, |_| {}) {
+            Pass::Reset(_) => reset = true,
+            Pass::Go { .. } => return Some(reset),
+            Pass::End => return None,
+        }
     }
 }
 
@@ -111,8 +115,8 @@ fn a_flush_passes_the_gate_once() {
     visit(&control, 0, &mut seen);
     control.flush_all();
     assert_eq!(control.signals[0].raised() & Signals::STOP, Signals::STOP);
-    assert!(matches!(control.gate(0, &mut seen), Pass::Go { reset: None, flush: true }));
-    assert!(matches!(control.gate(0, &mut seen), Pass::Go { reset: None, flush: false }));
+    assert!(matches!(control.gate(0, &mut seen, |_| {}), Pass::Go { flush: true }));
+    assert!(matches!(control.gate(0, &mut seen, |_| {}), Pass::Go { flush: false }));
 }
 
 #[test]
@@ -120,4 +124,26 @@ fn quit_needs_nobody() {
     let control = control(4);
     control.quit();
     assert!(matches!(control.next(), Task::Quit));
+}
+
+#[test]
+fn a_pause_comes_to_pass_however_short() {
+    let control = control(1);
+    control.start(entry());
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let tell = told.clone();
+    control.events.listen(Arc::new(move |event| lock(&tell).push(*event)));
+    control.set_pause(true);
+    assert_eq!(control.run_state(), RunState::Prelaunch);
+    control.set_pause(false);
+    assert_eq!(control.run_state(), RunState::Running);
+    thread::scope(|s| {
+        let vcpu = s.spawn(|| visit(&control, 0, &mut Seen::default()));
+        assert!(matches!(control.next(), Task::Pause));
+        control.set_paused(true);
+        assert!(matches!(control.next(), Task::Resume));
+        control.set_paused(false);
+        assert_eq!(vcpu.join().unwrap(), Some(true));
+    });
+    assert_eq!(*lock(&told), [Event::Stop, Event::Resume]);
 }

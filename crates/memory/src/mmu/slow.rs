@@ -7,6 +7,7 @@ use crate::observe::{Access, AccessKind, Interest, Observer};
 use crate::tlb::{CODE, Comparator, Entry, Full, INVALID, IO, ROM, WATCH};
 use crate::walk::{Tables, Want};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
+use std::sync::atomic::Ordering;
 use x86::PAGE_SIZE;
 
 /// The most bytes that one access reports at once.
@@ -41,7 +42,7 @@ impl Hit {
 }
 
 /// Guest memory as the page walker sees it.
-pub(super) struct MapTables<'a> {
+pub(crate) struct MapTables<'a> {
     map: &'a PhysicalMap,
     /// Who is told, on whose behalf, and CR3.
     observer: Option<(&'a dyn Observer, Origin, u64)>,
@@ -171,13 +172,15 @@ impl Mmu {
         };
         let gpa = self.map.gated(translation.gpa.page().0);
         let gva = gva.page();
+        let mut watch = observer.map(|observer| observer.interest(gva, gpa)).unwrap_or_default();
+        watch.fetch |= self.uncached.contains(&gva);
         Ok(Full {
             gva,
             gpa,
             memory: self.map.page(gpa),
             rights: translation.rights,
             shift: translation.shift as u8,
-            watch: observer.map(|observer| observer.interest(gva, gpa)).unwrap_or_default(),
+            watch,
         })
     }
 
@@ -314,6 +317,11 @@ impl Mmu {
             value,
             old,
         });
+        if observer.interest_changed() {
+            // This may be in the midst of an instruction. A block ends where code was overwritten.
+            self.asks_anew.set(true);
+            self.notices.flag().store(true, Ordering::Release);
+        }
     }
 
     /// Tells the observer of a read or fetch within one page that was made, in pieces of 16 bytes.

@@ -92,6 +92,12 @@ impl Table {
         Some((self.entries.all_mut().get_mut(index)?, self.full.get_mut(index)?))
     }
 
+    /// What there is for `page`: in the main table, and among the victims.
+    pub fn entries_for(&self, page: Gva) -> (Option<(&Entry, &Full)>, impl Iterator<Item = (&Entry, &Full)>) {
+        let is = move |(entry, full): &(&Entry, &Full)| full.gva == page && !entry.is_empty();
+        (self.slot(page).filter(is), self.victims.iter().map(|(entry, full)| (entry, full)).filter(is))
+    }
+
     /// The main table's entry for `page`, if it matches for `want`.
     pub fn find(&self, page: Gva, want: Want) -> Option<(u64, Full)> {
         let (entry, full) = self.slot(page)?;

@@ -303,3 +303,26 @@ fn the_a20_gate_needs_a_flush_and_then_holds() {
 }
 
 mod random;
+
+#[test]
+fn what_is_cached_of_a_page_can_be_seen() {
+    let (map, _) = map();
+    let mut tables = Builder::new(&map);
+    let conflict = 0x40_0000 + (2048 << 12);
+    tables.page(0x40_0000, 0x20_0000, W | G);
+    tables.page(conflict, 0x30_0000, 0);
+    let mut mmu = tables.mmu();
+    assert_eq!(mmu.cached(Gva(0x40_0000)), []);
+    assert!(read(&mut mmu, 0x40_0123).is_ok());
+    let places = |mmu: &Mmu, gva| mmu.cached(Gva(gva)).iter().map(|cached| cached.place).collect::<Vec<_>>();
+    let all = mmu.cached(Gva(0x40_0fff));
+    assert_eq!(places(&mmu, 0x40_0fff), [Place::Main(Space::Kernel), Place::Global]);
+    assert_eq!(all[0].flags, [Some(0), None, Some(0)], "not yet dirty");
+    assert_eq!((all[0].gpa, all[0].shift, all[1].flags), (Gpa(0x20_0000), 12, [None; 3]));
+    assert_eq!(map.hva_of(Gpa(0x20_0000)), Some(Hva(all[0].addend.wrapping_add(0x40_0000))));
+    // The same slot.
+    assert!(read(&mut mmu, conflict).is_ok());
+    assert_eq!(places(&mmu, 0x40_0000), [Place::Victim(Space::Kernel), Place::Global]);
+    mmu.invlpg(Gva(0x40_0000));
+    assert_eq!((places(&mmu, 0x40_0000), places(&mmu, conflict)), (vec![], vec![Place::Main(Space::Kernel)]));
+}

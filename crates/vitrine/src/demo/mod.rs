@@ -90,7 +90,7 @@ pub fn run(flags: &Flags) -> Result<End> {
     if shell && let Some((console, events)) = console {
         line("\nThis is the guest's shell. 'peek' does it again, 'poweroff' ends the guest, Ctrl-A x quits Vitrine.\n");
         let user = To::stdout(&events)?;
-        session.attach(Mode::Raw, 0)?;
+        session.attach(Mode::Raw, Some(0))?;
         console.open(user);
     }
     let end = session.wait();

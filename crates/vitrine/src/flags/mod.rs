@@ -15,11 +15,12 @@ use std::str::FromStr;
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 
+use control::Address;
 use cpu::cpuid::Model;
 use lens::trace::Spec;
 use lens::{Format, Watch};
 use machine::Accel;
-use values::{Board, DebugConsole, Device, LogItems, Nothing, Serial};
+use values::{Board, DebugConsole, Device, LogItems, Monitor, Nothing, Serial};
 
 /// A command line that has been understood.
 #[derive(Debug)]
@@ -80,6 +81,22 @@ pub struct Flags {
     #[arg(long, value_name = "TO", value_parser = values::debug_console)]
     pub debugcon: Option<DebugConsole>,
 
+    /// monitor: stdio, unix:PATH or none (on the terminal Ctrl-A c switches to one)
+    #[arg(long, value_name = "TO", value_parser = values::monitor)]
+    pub monitor: Option<Monitor>,
+    /// QEMU's machine protocol at unix:PATH (repeatable)
+    #[arg(long, value_name = "unix:PATH", value_parser = values::socket)]
+    pub qmp: Vec<PathBuf>,
+    /// serve gdb at tcp:[HOST]:PORT (loopback only without HOST) or unix:PATH (repeatable)
+    #[arg(long, value_name = "TO", value_parser = values::gdb)]
+    pub gdb: Vec<Address>,
+    /// the same as -gdb tcp::1234
+    #[arg(long = "s", action = ArgAction::SetTrue)]
+    pub gdb_here: bool,
+    /// wait before the first instruction until the monitor or a debugger says go on
+    #[arg(long = "S", action = ArgAction::SetTrue)]
+    pub stopped: bool,
+
     /// end where the guest would reset
     #[arg(long, action = ArgAction::SetTrue)]
     pub no_reboot: bool,
@@ -120,9 +137,6 @@ pub struct Flags {
     /// read no configuration file (there is none)
     #[arg(long, action = ArgAction::SetTrue)]
     pub no_user_config: bool,
-    /// monitor: none
-    #[arg(long, value_name = "none", value_parser = values::monitor)]
-    pub monitor: Option<Nothing>,
     /// graphics adapter: none
     #[arg(long, value_name = "none", value_parser = values::no_vga)]
     pub vga: Option<Nothing>,

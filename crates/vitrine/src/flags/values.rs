@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use control::Address;
 use cpu::cpuid::{Model, ModelError};
 use lens::trace::{Spec, SpecError};
 use lens::{Watch, WatchError};
@@ -38,6 +39,17 @@ pub enum DebugConsole {
     Stdio,
     /// A file.
     File(PathBuf),
+}
+
+/// Where the monitor is, beside Ctrl-A c.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Monitor {
+    /// Nowhere.
+    None,
+    /// On standard input and output.
+    Stdio,
+    /// At a Unix socket.
+    Unix(PathBuf),
 }
 
 /// The only value of a flag that turns off what is not there.
@@ -317,9 +329,43 @@ pub fn display(text: &str) -> Result<Nothing, String> {
     nothing(text, "there is no display yet; write -display none or -nographic")
 }
 
-/// `none`.
-pub fn monitor(text: &str) -> Result<Nothing, String> {
-    nothing(text, "there is no monitor yet; write -monitor none")
+/// `stdio`, `unix:PATH` or `none`.
+pub fn monitor(text: &str) -> Result<Monitor, String> {
+    match text {
+        "none" => Ok(Monitor::None),
+        "stdio" => Ok(Monitor::Stdio),
+        _ if text.starts_with("unix:") => socket(text).map(Monitor::Unix),
+        _ => Err("the monitor is at stdio, unix:PATH or none (with -nographic also behind Ctrl-A c)".to_owned()),
+    }
+}
+
+/// `unix:PATH`, and QEMU's options for a server that does not wait.
+pub fn socket(text: &str) -> Result<PathBuf, String> {
+    const RIGHT: &str = "clients are served at unix:PATH";
+    let mut parts = text.strip_prefix("unix:").ok_or(RIGHT)?.split(',');
+    let path = parts.next().filter(|path| !path.is_empty()).ok_or(RIGHT)?;
+    for option in parts {
+        match option {
+            "server" | "server=on" | "nowait" | "wait=off" => {}
+            _ => return Err(format!("'{option}': a socket is a server that does not wait; write unix:{path}")),
+        }
+    }
+    Ok(path.into())
+}
+
+/// `tcp:[HOST]:PORT`, on the loopback interface if there is no host, or `unix:PATH`.
+pub fn gdb(text: &str) -> Result<Address, String> {
+    const RIGHT: &str = "gdb is served at tcp:[HOST]:PORT or unix:PATH";
+    if text.starts_with("unix:") {
+        return socket(text).map(Address::Unix);
+    }
+    let address = text.strip_prefix("tcp:").ok_or(RIGHT)?;
+    // QEMU's options, which say what is so.
+    let address = address.split_once(',').map_or(address, |(address, _)| address);
+    let (host, port) = address.rsplit_once(':').ok_or(RIGHT)?;
+    let port = port.parse().ok().filter(|port| *port != 0).ok_or("a TCP port is a number from 1 to 65535")?;
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    Ok(Address::Tcp(if host.is_empty() { "127.0.0.1".to_owned() } else { host.to_owned() }, port))
 }
 
 /// `none`.

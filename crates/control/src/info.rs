@@ -1,0 +1,157 @@
+//! The subjects of `info`.
+
+use crate::arguments::Arguments;
+use crate::command::{Command, lines};
+use crate::monitor::{Monitor, MonitorError, Outcome};
+use crate::paging;
+use crate::registers::Snapshot;
+use machine::{Chip, RunState, Vcpu};
+
+/// All subjects.
+pub(crate) const COMMANDS: &[Command] = &[
+    Command { names: &["cpus"], arguments: "", help: "show infos for each CPU", run: cpus },
+    Command { names: &["ioapic"], arguments: "", help: "show I/O APIC state", run: ioapic },
+    Command { names: &["jit"], arguments: "", help: "show what the translator counted", run: jit },
+    Command {
+        names: &["lapic"],
+        arguments: "[index]",
+        help: "show local APIC state (default: of the current CPU)",
+        run: lapic,
+    },
+    Command {
+        names: &["mem"],
+        arguments: "[first [last]]",
+        help: "show the active virtual memory mappings, ranges with the same rights as one",
+        run: paging::mem,
+    },
+    Command { names: &["mtree"], arguments: "[-f]", help: "show the physical address space", run: paging::mtree },
+    Command { names: &["pic"], arguments: "", help: "show PIC and I/O APIC state", run: pic },
+    Command {
+        names: &["registers"],
+        arguments: "[-a|vcpu]",
+        help: "show the CPU registers (-a: of all CPUs; vcpu: of this one)",
+        run: registers,
+    },
+    Command {
+        names: &["stats"],
+        arguments: "",
+        help: "show instructions, TLB hits, walks, faults and flushes of each CPU",
+        run: stats,
+    },
+    Command { names: &["status"], arguments: "", help: "show the current VM status (running|paused)", run: status },
+    Command {
+        names: &["tlb"],
+        arguments: "[first [last]]",
+        help: "show virtual to physical memory mappings, pages side by side as one line",
+        run: paging::tlb,
+    },
+    Command { names: &["version"], arguments: "", help: "show the version of Vitrine", run: version },
+];
+
+/// What [`RunState`] is called.
+pub(crate) fn state(state: RunState) -> &'static str {
+    match state {
+        RunState::Prelaunch => "prelaunch",
+        RunState::Running => "running",
+        RunState::Paused => "paused",
+        RunState::Shutdown => "shutdown",
+    }
+}
+
+fn status(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    Ok(match monitor.handle.run_state() {
+        now @ (RunState::Running | RunState::Paused) => format!("VM status: {}\n", state(now)),
+        now => format!("VM status: paused ({})\n", state(now)),
+    })
+}
+
+fn version(_: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    Ok(format!("Vitrine {}\n", env!("CARGO_PKG_VERSION")))
+}
+
+/// Calls `look` on every vCPU's thread.
+fn each<R: Send + 'static>(monitor: &Monitor, look: fn(&mut Vcpu) -> R) -> Result<Vec<R>, MonitorError> {
+    let vcpus = 0..monitor.handle.vcpus();
+    vcpus.map(|index| monitor.handle.inspect(index, look).map_err(MonitorError::from)).collect()
+}
+
+fn cpus(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    let all = each(monitor, |vcpu| {
+        let halted = if vcpu.cpu.halted || vcpu.cpu.waiting_for_sipi { " (halted)" } else { "" };
+        format!("thread_id={}{halted}", rustix::thread::gettid().as_raw_nonzero())
+    })?;
+    let mark = |index: usize| if index == monitor.cpu { '*' } else { ' ' };
+    Ok(lines(all.iter().enumerate().map(|(index, cpu)| format!("{} CPU #{index}: {cpu}", mark(index)))))
+}
+
+fn registers(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    if arguments.flag('a') {
+        arguments.end()?;
+        let all = each(monitor, Snapshot::take)?;
+        return Ok(all.iter().map(|snapshot| format!("\n{snapshot}")).collect());
+    }
+    let index = arguments.optional()?.map_or(monitor.cpu, |index| usize::try_from(index).unwrap_or(usize::MAX));
+    arguments.end()?;
+    Ok(format!("\n{}", monitor.handle.inspect(index, Snapshot::take)?))
+}
+
+fn chip(monitor: &Monitor, chip: Chip) -> Outcome {
+    monitor.handle.describe(chip).ok_or_else(|| MonitorError::Other("there is no such interrupt controller".to_owned()))
+}
+
+fn pic(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    Ok(chip(monitor, Chip::IoApic)? + &chip(monitor, Chip::Pic)?)
+}
+
+fn ioapic(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    chip(monitor, Chip::IoApic)
+}
+
+fn lapic(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    let index = arguments.optional()?.map_or(monitor.cpu, |index| usize::try_from(index).unwrap_or(usize::MAX));
+    arguments.end()?;
+    chip(monitor, Chip::LocalApic(index))
+}
+
+fn jit(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    let all = each(monitor, |vcpu| vcpu.stats().jit)?;
+    let translator = |(index, stats): (usize, &Option<jit::stats::Stats>)| match stats {
+        Some(stats) => format!("CPU #{index}:\n{stats}"),
+        None => format!("CPU #{index} has no translator (-accel interp)"),
+    };
+    Ok(lines(all.iter().enumerate().map(translator)))
+}
+
+fn stats(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    let all = each(monitor, |vcpu| vcpu.stats())?;
+    let seconds = monitor.handle.stats().time as f64 / 1e9;
+    let mut text = format!("time: {seconds:.3} s\n");
+    for (index, vcpu) in all.iter().enumerate() {
+        let tlb = vcpu.tlb;
+        // Translated code does not count its instructions.
+        let what = if vcpu.jit.is_some() { "interpreted" } else { "instructions" };
+        text += &format!("CPU #{index}:\n  {what:<18} {}\n", vcpu.instructions);
+        text += &lines(
+            [
+                ("TLB slow-path hits", tlb.hits),
+                ("TLB victim hits", tlb.victim_hits),
+                ("TLB global hits", tlb.global_hits),
+                ("page walks", tlb.walks),
+                ("page faults", tlb.faults),
+                ("page flushes", tlb.page_flushes),
+                ("context flushes", tlb.context_flushes),
+                ("full flushes", tlb.full_flushes),
+                ("TLB growth", tlb.grown),
+            ]
+            .map(|(name, count)| format!("  {name:<18} {count}")),
+        );
+    }
+    Ok(text)
+}

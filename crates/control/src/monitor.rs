@@ -1,0 +1,157 @@
+//! The monitor: one line in, one text out.
+
+use crate::arguments::{Arguments, Format};
+use crate::command::{self, Command};
+use crate::expression::ExpressionError;
+use crate::registers::Snapshot;
+use machine::{Handle, InspectError, Vcpu};
+use memory::Pagemap;
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+/// The longest line that is taken, in bytes.
+pub const LINE_MAX: usize = 4096;
+
+/// Why a command was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MonitorError {
+    /// There is no such command.
+    #[error("unknown command: '{0}'")]
+    Unknown(String),
+    /// The line is longer than [`LINE_MAX`].
+    #[error("a line of {0} bytes: {LINE_MAX} at most")]
+    Line(usize),
+    /// An argument is missing.
+    #[error("unexpected end of expression")]
+    Missing,
+    /// A quote does not end.
+    #[error("unterminated string")]
+    Quote,
+    /// There is something behind the last argument.
+    #[error("extraneous characters at the end of line: '{0}'")]
+    Extraneous(String),
+    /// No letter of a format.
+    #[error("invalid char in format: '{0}'; a format is a count, one of x d u o c i s, and one of b h w g")]
+    Format(char),
+    /// Not an expression.
+    #[error("{0}")]
+    Expression(String),
+    /// The vCPU cannot be looked at.
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
+    /// What the command says itself.
+    #[error("{0}")]
+    Other(String),
+}
+
+impl From<ExpressionError> for MonitorError {
+    fn from(error: ExpressionError) -> Self {
+        match error {
+            ExpressionError::Inspect(error) => Self::Inspect(error),
+            error => Self::Expression(error.to_string()),
+        }
+    }
+}
+
+impl MonitorError {
+    /// Whether the command's help would help.
+    fn is_about_arguments(&self) -> bool {
+        matches!(self, Self::Missing | Self::Quote | Self::Extraneous(_) | Self::Format(_) | Self::Expression(_))
+    }
+}
+
+/// What a command gives.
+pub(crate) type Outcome = Result<String, MonitorError>;
+
+/// A monitor. Each client has one, with a current vCPU of its own.
+#[derive(Debug)]
+pub struct Monitor {
+    pub(crate) handle: Handle,
+    /// `None`: the host has no `/proc`.
+    pub(crate) pagemap: Option<Arc<Pagemap>>,
+    /// The current vCPU.
+    pub(crate) cpu: usize,
+    /// Where `x`, `xp` and `print` begin.
+    pub(crate) format: Format,
+    /// What is known of the current vCPU while a line is executed.
+    snapshot: OnceCell<Result<Snapshot, InspectError>>,
+}
+
+impl Monitor {
+    /// A monitor for a machine.
+    #[must_use]
+    pub fn new(handle: Handle) -> Self {
+        let (pagemap, format) = (Pagemap::open().ok().map(Arc::new), Format::default());
+        Self { handle, pagemap, cpu: 0, format, snapshot: OnceCell::new() }
+    }
+
+    /// Makes vCPU `index` the current one.
+    ///
+    /// # Errors
+    /// There is none such, or it cannot be looked at.
+    pub fn set_cpu(&mut self, index: usize) -> Result<(), MonitorError> {
+        self.handle.inspect(index, |_| ())?;
+        self.cpu = index;
+        Ok(())
+    }
+
+    /// Carries out a line. The text, if there is one, ends with a line feed; it may tell of an error.
+    pub fn execute(&mut self, line: &str) -> String {
+        let line = line.trim();
+        if line.is_empty() {
+            return String::new();
+        }
+        if line.len() > LINE_MAX {
+            return format!("{}\n", MonitorError::Line(line.len()));
+        }
+        let (command, name, rest) = match command::find(line) {
+            Ok(found) => found,
+            Err(error) => return format!("{error}\n"),
+        };
+        let result = self.run(command, rest);
+        self.snapshot = OnceCell::new();
+        match result {
+            Ok(text) => text,
+            Err(error) if error.is_about_arguments() => format!("{error}\nTry \"help {name}\" for more information\n"),
+            Err(error) => format!("{error}\n"),
+        }
+    }
+
+    fn run(&mut self, command: &Command, rest: &str) -> Outcome {
+        // Taken when the first register is asked for; it borrows nothing of the monitor.
+        let early = OnceCell::new();
+        let (handle, cpu) = (self.handle.clone(), self.cpu);
+        let lookup = |name: &str| {
+            let snapshot = early.get_or_init(|| handle.inspect(cpu, Snapshot::take)).as_ref();
+            snapshot.map(|snapshot| snapshot.value(&name.to_ascii_lowercase())).map_err(|error| *error)
+        };
+        (command.run)(self, &mut Arguments::new(rest, &lookup))
+    }
+
+    /// The current vCPU as it was when the command first asked.
+    pub(crate) fn snapshot(&self) -> Result<&Snapshot, MonitorError> {
+        let snapshot = self.snapshot.get_or_init(|| self.inspect_now(Snapshot::take));
+        snapshot.as_ref().map_err(|error| MonitorError::Inspect(*error))
+    }
+
+    fn inspect_now<R: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut Vcpu) -> R + Send + 'static,
+    ) -> Result<R, InspectError> {
+        self.handle.inspect(self.cpu, look)
+    }
+
+    /// Calls `look` on the current vCPU's thread.
+    pub(crate) fn inspect<R: Send + 'static>(
+        &self,
+        look: impl FnOnce(&mut Vcpu) -> R + Send + 'static,
+    ) -> Result<R, MonitorError> {
+        Ok(self.inspect_now(look)?)
+    }
+
+    /// The names of commands that begin with `start`, for completion: those of `info` behind `info`.
+    #[must_use]
+    pub fn complete(start: &str) -> Vec<String> {
+        command::complete(start)
+    }
+}

@@ -1,0 +1,188 @@
+//! The monitor and QEMU's machine protocol on their sockets.
+
+use super::Guest;
+use crate::{PROMPT, serve_monitor, serve_qmp};
+use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+use tempfile::TempDir;
+
+struct Client(BufReader<UnixStream>);
+
+impl Client {
+    fn new(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        Self(BufReader::new(stream))
+    }
+
+    fn send(&mut self, text: impl AsRef<[u8]>) {
+        self.0.get_mut().write_all(text.as_ref()).unwrap();
+    }
+
+    /// All up to and without the next prompt.
+    fn answer(&mut self) -> String {
+        let mut text = Vec::new();
+        while !text.ends_with(PROMPT.as_bytes()) {
+            let mut byte = [0];
+            self.0.read_exact(&mut byte).unwrap();
+            text.push(byte[0]);
+        }
+        text.truncate(text.len() - PROMPT.len());
+        String::from_utf8(text).unwrap()
+    }
+
+    fn json(&mut self) -> Value {
+        let mut line = String::new();
+        self.0.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    /// Asks, and gives the answer, which must come before any event.
+    fn ask(&mut self, request: &Value) -> Value {
+        self.send(format!("{request}\r\n"));
+        self.json()
+    }
+
+    /// The next event of this name; others are passed over.
+    fn event(&mut self, name: &str) -> Value {
+        loop {
+            let told = self.json();
+            if told["event"] == name {
+                return told;
+            }
+        }
+    }
+}
+
+fn execute(name: &str) -> Value {
+    json!({ "execute": name })
+}
+
+fn is_error(answer: &Value, class: &str, part: &str) -> bool {
+    answer["error"]["class"] == class && answer["error"]["desc"].as_str().is_some_and(|what| what.contains(part))
+}
+
+#[test]
+fn the_monitor_answers_on_its_socket() {
+    let guest = Guest::running();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("monitor");
+    // A socket that somebody left behind is no obstacle; a file, and a socket in use, are.
+    drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+    let server = serve_monitor(&path, guest.handle.clone()).unwrap();
+    assert!(serve_monitor(&path, guest.handle.clone()).unwrap_err().to_string().contains("no socket can be made"));
+    let file = folder.path().join("file");
+    std::fs::write(&file, "precious").unwrap();
+    assert!(serve_monitor(&file, guest.handle.clone()).is_err());
+    assert_eq!(std::fs::read(&file).unwrap(), b"precious");
+
+    let mut client = Client::new(&path);
+    assert!(client.answer().starts_with("Vitrine "));
+    client.send("xp/gx 0x110000\r\ninfo status\n");
+    assert_eq!(client.answer(), "0000000000110000: 0x1122334455667788\n");
+    assert_eq!(client.answer(), "VM status: running\n");
+    client.send(vec![b'x'; 1 << 20]);
+    client.send("\n\x00\x01\u{ff}\n");
+    assert_eq!(client.answer(), "a line of 1048576 bytes: 4096 at most\n");
+    assert!(client.answer().starts_with("unknown command: "));
+    // The next one waits until this one has gone.
+    let mut next = Client::new(&path);
+    drop(client);
+    assert!(next.answer().starts_with("Vitrine "));
+    drop(server);
+    assert!(!path.exists());
+}
+
+/// As many answers as fill every buffer on the way.
+#[test]
+fn who_does_not_read_holds_up_nobody_else() {
+    let guest = Guest::running();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("monitor");
+    let _server = serve_monitor(&path, guest.handle.clone()).unwrap();
+    let mut deaf = Client::new(&path);
+    for _ in 0..20 {
+        deaf.send("x/262144xb 0\n");
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(guest.handle.inspect(0, |_| ()).is_ok());
+    deaf.0.get_ref().shutdown(Shutdown::Both).unwrap();
+    assert!(Client::new(&path).answer().starts_with("Vitrine "));
+}
+
+#[test]
+fn the_machine_protocol_is_spoken() {
+    let guest = Guest::running();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("qmp");
+    let _server = serve_qmp(&path, guest.handle.clone()).unwrap();
+    let mut client = Client::new(&path);
+    assert_eq!(client.json()["QMP"]["capabilities"], json!([]));
+    assert!(is_error(&client.ask(&execute("query-status")), "CommandNotFound", "capabilities negotiation"));
+    assert_eq!(client.ask(&execute("qmp_capabilities")), json!({ "return": {} }));
+    assert_eq!(
+        client.ask(&json!({ "execute": "query-status", "id": [1, "a"] })),
+        json!({ "return": { "running": true, "status": "running" }, "id": [1, "a"] })
+    );
+    client.send(execute("stop").to_string());
+    assert_eq!((client.json(), client.event("STOP")["data"].is_null()), (json!({ "return": {} }), true));
+    assert_eq!(client.ask(&execute("query-status"))["return"]["status"], "paused");
+    client.send(format!("{}\n", execute("cont")));
+    client.event("RESUME");
+    let ask = json!({ "execute": "human-monitor-command", "arguments": { "command-line": "xp/gx 0x110000" } });
+    assert_eq!(client.ask(&ask)["return"], "0000000000110000: 0x1122334455667788\n");
+    assert!(client.ask(&execute("query-commands"))["return"].as_array().unwrap().contains(&json!({ "name": "quit" })));
+    assert_eq!(client.ask(&execute("query-cpus-fast"))["return"][0]["cpu-index"], 0);
+    assert!(client.ask(&execute("query-version"))["return"]["package"].as_str().unwrap().starts_with("Vitrine"));
+    client.send(format!("{}\n", execute("system_reset")));
+    assert_eq!(client.event("RESET")["data"]["guest"], false);
+    client.send(format!("{}\n", execute("quit")));
+    assert_eq!(client.event("SHUTDOWN")["data"], json!({ "guest": false, "reason": "host-qmp-quit" }));
+}
+
+#[test]
+fn what_is_not_the_protocol_is_refused_and_the_conversation_goes_on() {
+    let guest = Guest::running();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("qmp");
+    let _server = serve_qmp(&path, guest.handle.clone()).unwrap();
+    let mut client = Client::new(&path);
+    client.json();
+    client.ask(&execute("qmp_capabilities"));
+    let long = format!("{{\"execute\": \"{}\"}}\n", "x".repeat(1 << 20));
+    let deep = format!("{}\n", "[".repeat(10_000));
+    for (text, class, part) in [
+        ("hello\n", "GenericError", "JSON parse error"),
+        ("{\"execute\": }\n", "GenericError", "JSON parse error"),
+        ("\"text\"\n", "GenericError", "must be a JSON object"),
+        ("{}\n", "GenericError", "lacks member 'execute'"),
+        ("{\"execute\": 1}\n", "GenericError", "must be a string"),
+        ("{\"execute\": \"stop\", \"arguments\": []}\n", "GenericError", "must be an object"),
+        ("{\"execute\": \"stop\", \"arguments\": {\"now\": 1}}\n", "GenericError", "'now' is unexpected"),
+        ("{\"execute\": \"stop\", \"what\": 1}\n", "GenericError", "'what' is unexpected"),
+        ("{\"execute\": \"nonsense\"}\n", "CommandNotFound", "nonsense has not been found"),
+        ("{\"execute\": \"qmp_capabilities\"}\n", "CommandNotFound", "already complete"),
+        ("{\"execute\": \"human-monitor-command\"}\n", "GenericError", "'command-line' is missing"),
+        (&long, "GenericError", "more than 65536 bytes"),
+        (&deep, "GenericError", "JSON parse error"),
+    ] {
+        client.send(text);
+        let answer = client.json();
+        assert!(is_error(&answer, class, part), "{}: {answer}", &text[..text.len().min(60)]);
+        assert_eq!(client.ask(&execute("query-status"))["return"]["running"], true);
+    }
+    client.send([0xff, 0xfe, b'\n']);
+    assert!(is_error(&client.json(), "GenericError", "JSON parse error"));
+    // Two at once, one in pieces.
+    client.send("{\"execute\": \"query-status\"} {\"execute\": \"query-status\"}{\"execute\"");
+    assert_eq!(
+        (client.json()["return"]["running"].clone(), client.json()["return"]["running"].clone()),
+        (json!(true), json!(true))
+    );
+    client.send(":\n \"query-status\"}");
+    assert_eq!(client.json()["return"]["running"], true);
+}

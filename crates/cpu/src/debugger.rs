@@ -1,0 +1,112 @@
+//! Where a debugger wants the vCPU to stop: beside the guest's own debug registers, which know nothing of it.
+//!
+//! Code in a page with a breakpoint is fetched anew for each instruction, before which it is compared; all other code
+//! runs as ever. With a watchpoint the vCPU goes one instruction at a time, as with the guest's own (see
+//! [`crate::debug`]). Watched are the explicit accesses of instructions and those of the stack; descriptor tables, page tables
+//! and devices are not. A read-modify-write counts as a write.
+
+use crate::Cpu;
+use memory::Gva;
+use std::collections::BTreeSet;
+
+/// Which accesses a watchpoint is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WatchFor {
+    /// Reads.
+    Read,
+    /// Writes.
+    Write,
+    /// Both.
+    Access,
+}
+
+/// Linear addresses that are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Watchpoint {
+    /// The first.
+    pub gva: Gva,
+    /// How many bytes, at least 1.
+    pub len: u64,
+    /// For what.
+    pub what: WatchFor,
+}
+
+/// Why a vCPU stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The instruction at RIP, which has not been executed, has a breakpoint.
+    Breakpoint,
+    /// The instruction before RIP, which has been executed, made an access that this is for.
+    Watchpoint(Watchpoint),
+}
+
+/// All that a debugger has set on a vCPU.
+#[derive(Clone, Debug, Default)]
+pub struct Debugger {
+    /// Linear addresses of instructions.
+    pub breakpoints: BTreeSet<Gva>,
+    /// Watched addresses.
+    pub watchpoints: BTreeSet<Watchpoint>,
+    /// What is to be told, the first if there were several.
+    stop: Option<Stop>,
+}
+
+impl Debugger {
+    pub(crate) fn watches(&self) -> bool {
+        !self.watchpoints.is_empty()
+    }
+
+    pub(crate) fn note(&mut self, start: u64, len: u64, write: bool) {
+        let hit = self.watchpoints.iter().find(|watchpoint| {
+            let applies = match watchpoint.what {
+                WatchFor::Read => !write,
+                WatchFor::Write => write,
+                WatchFor::Access => true,
+            };
+            applies
+                && start < watchpoint.gva.0.saturating_add(watchpoint.len)
+                && watchpoint.gva.0 < start.saturating_add(len)
+        });
+        self.stop = self.stop.or(hit.map(|hit| Stop::Watchpoint(*hit)));
+    }
+
+    pub(crate) fn forget(&mut self) {
+        self.stop = None;
+    }
+
+    pub(crate) fn stopped(&self) -> bool {
+        self.stop.is_some()
+    }
+}
+
+impl Cpu {
+    /// Changes what a debugger has set.
+    pub fn set_debugger(&mut self, change: impl FnOnce(&mut Debugger)) {
+        change(&mut self.debugger);
+        self.mmu.set_uncached(self.debugger.breakpoints.iter().map(|gva| gva.page()).collect());
+        self.update_mode();
+    }
+
+    /// Whether the next instruction has a breakpoint.
+    pub(crate) fn at_breakpoint(&self) -> bool {
+        !self.debugger.breakpoints.is_empty()
+            && self.code_address().is_ok_and(|gva| self.debugger.breakpoints.contains(&gva))
+    }
+
+    /// The same, and if so it is to be told.
+    pub(crate) fn stop_at_breakpoint(&mut self) -> bool {
+        let here = self.at_breakpoint();
+        if here {
+            self.debugger.stop = Some(Stop::Breakpoint);
+        }
+        here
+    }
+
+    /// Why the vCPU stopped, if it did for a debugger. It is told once.
+    pub fn take_stop(&mut self) -> Option<Stop> {
+        self.debugger.stop.take()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,6 @@
+//! Names for the guest's addresses.
+
+pub mod kallsyms;
+mod table;
+
+pub use table::{Named, Table};

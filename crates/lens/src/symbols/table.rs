@@ -1,0 +1,106 @@
+//! Names by address and addresses by name.
+
+use memory::Gva;
+use std::fmt;
+
+/// Symbols of a program, in the order of their addresses.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    /// All names, one behind the other.
+    names: String,
+    symbols: Vec<Symbol>,
+}
+
+/// A symbol: its address, and where in the names its own begins. That ends where the next one added begins.
+#[derive(Clone, Copy, Debug)]
+struct Symbol {
+    address: u64,
+    name: u32,
+    len: u32,
+}
+
+/// An address as a symbol and a distance from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Named<'a> {
+    /// The symbol's name.
+    pub name: &'a str,
+    /// Bytes from there.
+    pub offset: u64,
+}
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.offset {
+            0 => f.write_str(self.name),
+            offset => write!(f, "{}+{offset:#x}", self.name),
+        }
+    }
+}
+
+impl Table {
+    /// From guest virtual addresses with their names, in any order. What has the same address as another keeps their order.
+    pub fn new<'a>(symbols: impl IntoIterator<Item = (Gva, &'a str)>) -> Self {
+        let mut table = Self::default();
+        for (Gva(address), name) in symbols {
+            let (Ok(start), Ok(len)) = (u32::try_from(table.names.len()), u32::try_from(name.len())) else { break };
+            table.names.push_str(name);
+            table.symbols.push(Symbol { address, name: start, len });
+        }
+        table.symbols.sort_by_key(|symbol| symbol.address);
+        table
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.symbols.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.symbols.is_empty()
+    }
+
+    fn name_of(&self, symbol: &Symbol) -> &str {
+        self.names.get(symbol.name as usize..(symbol.name + symbol.len) as usize).unwrap_or_default()
+    }
+
+    /// The last symbol at or before `address`, by its first name; none before the first symbol, nor behind the last one's
+    /// own address, since nothing tells how long that is.
+    #[must_use]
+    pub fn at(&self, address: Gva) -> Option<Named<'_>> {
+        let behind = self.symbols.partition_point(|symbol| symbol.address <= address.0);
+        let found = self.symbols.get(behind.checked_sub(1)?)?.address;
+        let first = self.symbols.get(self.symbols.partition_point(|symbol| symbol.address < found))?;
+        let within = behind < self.symbols.len() || found == address.0;
+        within.then(|| Named { name: self.name_of(first), offset: address.0 - found })
+    }
+
+    /// The lowest address of a symbol. It looks through all of them.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<Gva> {
+        self.symbols.iter().find(|symbol| self.name_of(symbol) == name).map(|symbol| Gva(symbol.address))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_have_the_name_of_the_symbol_they_lie_in() {
+        let table = Table::new(
+            [(0x300, "_end"), (0x100, "_text"), (0x100, "startup_64"), (0x140, "main")]
+                .map(|(address, name)| (Gva(address), name)),
+        );
+        let cases = [(0xff, ""), (0x100, "_text"), (0x13f, "_text+0x3f"), (0x140, "main"), (0x2ff, "main+0x1bf")];
+        for (address, name) in cases.into_iter().chain([(0x300, "_end"), (0x301, "")]) {
+            let found = table.at(Gva(address)).map(|named| named.to_string()).unwrap_or_default();
+            assert_eq!(found, name, "{address:#x}");
+        }
+        assert_eq!(table.find("startup_64"), Some(Gva(0x100)));
+        assert_eq!(table.find("start"), None);
+        assert!(Table::default().at(Gva(0)).is_none() && Table::default().is_empty());
+    }
+}
