@@ -2,7 +2,7 @@
 
 use crate::Cpu;
 use crate::state::{CodeSize, RSP, SS};
-use memory::{Gva, MemoryFault, Scalar, Space};
+use memory::{Gva, MemoryFault, Origin, Scalar, Space};
 use x86::{Exception, Vector, is_canonical};
 
 impl Cpu {
@@ -31,9 +31,27 @@ impl Cpu {
         seg: usize,
         ea: u64,
         locked: bool,
-        f: impl FnMut(T) -> (T, R),
+        mut f: impl FnMut(T) -> (T, R),
     ) -> Result<R, Exception> {
         let gva = self.linear(seg, ea, T::SIZE, true)?;
+        match self.mmu.update_fast(gva, locked, &mut f) {
+            Some(result) => Ok(result),
+            None => {
+                let old = self.update_slow(seg, gva, locked, &mut |old| f(old).0)?;
+                Ok(f(old).1)
+            }
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn update_slow<T: Scalar>(
+        &mut self,
+        seg: usize,
+        gva: Gva,
+        locked: bool,
+        f: &mut dyn FnMut(T) -> T,
+    ) -> Result<T, Exception> {
         let origin = self.origin();
         self.mmu.update(origin, gva, locked, f).map_err(|fault| self.memory_fault(fault, seg == SS))
     }
@@ -69,21 +87,21 @@ impl Cpu {
     /// Raises now any fault that a later access to `seg`:`ea` of `len` bytes would raise.
     pub fn probe(&mut self, seg: usize, ea: u64, len: u64, write: bool) -> Result<Gva, Exception> {
         let gva = self.linear(seg, ea, len, write)?;
-        let space = self.mmu.space();
-        self.mmu.probe(space, gva, len, write).map_err(|fault| self.memory_fault(fault, seg == SS))?;
+        let (origin, space) = (self.origin(), self.mmu.space());
+        self.mmu.probe(origin, space, gva, len, write).map_err(|fault| self.memory_fault(fault, seg == SS))?;
         Ok(gva)
     }
 
     /// Reads at a linear address with supervisor rights whatever the CPL: descriptor tables, TSS, IDT.
     /// SMAP applies whatever RFLAGS.AC says; a non-canonical address is #GP(0).
     pub fn read_system<T: Scalar>(&mut self, gva: u64) -> Result<T, Exception> {
-        let origin = self.origin();
+        let origin = Origin { descriptor: true, ..self.origin() };
         self.mmu.read(origin, Space::Kernel, Gva(gva)).map_err(|fault| self.memory_fault(fault, false))
     }
 
     /// Writes at a linear address with supervisor rights whatever the CPL.
     pub fn write_system<T: Scalar>(&mut self, gva: u64, value: T) -> Result<(), Exception> {
-        let origin = self.origin();
+        let origin = Origin { descriptor: true, ..self.origin() };
         self.mmu.write(origin, Space::Kernel, Gva(gva), value).map_err(|fault| self.memory_fault(fault, false))
     }
 

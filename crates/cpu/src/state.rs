@@ -210,7 +210,8 @@ impl Cpu {
     #[inline(always)]
     #[must_use]
     pub fn origin(&self) -> Origin {
-        Origin { cpu: self.id, rip: self.regs[RIP] }
+        let (cpu, cpl, rip, instructions) = (self.id, self.cpl, self.regs[RIP], self.instructions);
+        Origin { cpu, cpl, descriptor: false, rip, instructions }
     }
 
     /// RFLAGS as the guest sees it.

@@ -331,7 +331,7 @@ mod tests {
         let mut mmu = Mmu::new(Arc::new(map), 0);
         assert_eq!(Slow::of(&mmu, plain, 8, false), Slow::Miss);
         assert_eq!(Slow::of(&mmu, plain, 9, false), Slow::Crossing);
-        let (by, space) = (Origin { cpu: 0, rip: 0 }, mmu.space());
+        let (by, space) = (Origin::default(), mmu.space());
         for gva in [plain, device, rom] {
             let _ = mmu.read::<u32>(by, space, gva);
             let _ = mmu.write::<u32>(by, space, gva, 0);

@@ -64,6 +64,8 @@ impl Format {
                     AccessKind::Fetch => "x",
                     AccessKind::WalkRead => "pr",
                     AccessKind::WalkWrite => "pw",
+                    AccessKind::DescriptorRead => "dr",
+                    AccessKind::DescriptorWrite => "dw",
                 };
                 write!(
                     line,
@@ -97,10 +99,10 @@ impl Format {
 /// powers of two only: others (instructions, parts of accesses that cross a page) get the next one's.
 fn helper(kind: AccessKind, size: u8) -> &'static str {
     let names = match kind {
-        AccessKind::Read => {
+        AccessKind::Read | AccessKind::DescriptorRead => {
             ["helper_ret_ldub_mmu", "helper_le_lduw_mmu", "helper_le_ldul_mmu", "helper_le_ldq_mmu", "helper_ld16_mmu"]
         }
-        AccessKind::Write => {
+        AccessKind::Write | AccessKind::DescriptorWrite => {
             ["helper_ret_stb_mmu", "helper_le_stw_mmu", "helper_le_stl_mmu", "helper_le_stq_mmu", "helper_st16_mmu"]
         }
         AccessKind::Fetch => [
@@ -131,12 +133,14 @@ mod tests {
     fn access() -> Access {
         Access {
             kind: AccessKind::Read,
-            origin: Origin { cpu: 0, rip: 0xffff_ffff_8116_a8cc },
+            origin: Origin { rip: 0xffff_ffff_8116_a8cc, ..Origin::default() },
+            cr3: 0x1000,
             gva: Some(Gva(0xffff_8880_07ed_ec80)),
             gpa: Gpa(0x7ed_ec80),
             hva: Some(Hva(0x7f08_4311_ec80)),
             size: 4,
             value: 0x736e_6f63,
+            old: None,
         }
     }
 

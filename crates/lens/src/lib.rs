@@ -1,15 +1,20 @@
 //! Ways to look at what a guest does. Now: the watch, a line for every access to chosen bytes, with all four of its
-//! addresses.
+//! addresses; the trace, accesses as rows of files.
 //!
 //! Lenses implement the hook traits of `memory` and `cpu`. What nobody looks at costs nothing: a watched page has flags
 //! in its TLB entry, other pages have not.
 
+mod both;
+mod filter;
 mod format;
 mod ranges;
 pub mod symbols;
+pub mod trace;
 pub mod watch;
 mod watcher;
 
+pub use both::Both;
 pub use format::Format;
+pub use trace::Trace;
 pub use watch::{Watch, WatchError};
 pub use watcher::Watcher;

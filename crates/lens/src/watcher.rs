@@ -250,9 +250,9 @@ impl Observer for Watcher {
         }
         let kinds = self.watched(access.gva, access.gpa, access.size.into());
         let watched = match access.kind {
-            AccessKind::Read | AccessKind::WalkRead => kinds.read,
-            AccessKind::Write | AccessKind::WalkWrite => kinds.write,
             AccessKind::Fetch => kinds.fetch,
+            kind if kind.is_write() => kinds.write,
+            _ => kinds.read,
         };
         if watched {
             self.report(access);

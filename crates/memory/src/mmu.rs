@@ -38,8 +38,15 @@ const PHYSICAL_BITS: u32 = 40;
 pub struct Origin {
     /// Which vCPU.
     pub cpu: u32,
+    /// Its current privilege level, which for an implicit access is not the one that rights are checked with.
+    pub cpl: u8,
+    /// The access is to a descriptor table or the TSS.
+    pub descriptor: bool,
     /// RIP of the instruction.
     pub rip: u64,
+    /// Instructions that the vCPU had executed, as far as they have been counted: the interpreter counts at the end of
+    /// straight-line code, translated code only where it is asked to.
+    pub instructions: u64,
 }
 
 /// With whose rights an access is made. Each has its own comparators, so that changing between them flushes nothing.
@@ -335,38 +342,25 @@ impl Mmu {
         entry.execute.hits(page, 1).then(|| Hva(page.0.wrapping_add(entry.addend)))
     }
 
-    /// Read-modify-write, current space. Write permission is checked first. `f` is pure: given the old value it
-    /// returns the new one and a result (flags, …); with `locked` it is a host atomic compare-exchange loop on the
-    /// HVA and `f` may be called again.
-    ///
-    /// A locked update that crosses a page is checked on both and then done piecewise, not atomically.
-    ///
-    /// # Errors
-    /// The fault that the access raises; nothing is written then.
+    /// Read-modify-write, if that needs nothing but a load and a store. `f` is pure: given the old value it returns the
+    /// new one and a result (flags, …); with `locked` it is a host atomic compare-exchange loop on the HVA and `f` may
+    /// be called again. `None`: not done, take [`Mmu::update`].
     #[inline(always)]
-    pub fn update<T: Scalar, R>(
-        &mut self,
-        origin: Origin,
-        gva: Gva,
-        locked: bool,
-        mut f: impl FnMut(T) -> (T, R),
-    ) -> Result<R, MemoryFault> {
+    pub fn update_fast<T: Scalar, R>(&mut self, gva: Gva, locked: bool, mut f: impl FnMut(T) -> (T, R)) -> Option<R> {
         let entry = self.entry(gva);
         if entry.write.hits(gva, T::SIZE) {
             if locked {
                 // SAFETY: a write hit, see above; what may be written may be read.
-                return Ok(unsafe { hostmem::update_locked(gva.0.wrapping_add(entry.addend), f) });
+                return Some(unsafe { hostmem::update_locked(gva.0.wrapping_add(entry.addend), f) });
             }
             let addend = entry.addend;
             // SAFETY: as above.
             let (new, result) = f(unsafe { T::load(gva.0, addend) });
             // SAFETY: as above.
             unsafe { T::store(gva.0, addend, new) };
-            return Ok(result);
+            return Some(result);
         }
-        // `f` is pure, so that its result can be had again from the value that was replaced.
-        let old = self.update_slow(origin, gva, locked, &mut |old| f(old).0)?;
-        Ok(f(old).1)
+        None
     }
 
     /// Reads `bytes.len()` bytes: vector operands, XSAVE areas. Any alignment, may cross pages.

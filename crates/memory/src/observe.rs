@@ -1,4 +1,7 @@
 //! The hook through which a lens sees accesses. Called on the slow path only: a page that nobody watches costs nothing.
+//!
+//! Left out: the loads of the PAE page-directory pointers by MOV to a control register, and accesses by devices to memory:
+//! no device of this machine makes any.
 
 use crate::mmu::Origin;
 use crate::{Gpa, Gva, Hva, PhysicalMap};
@@ -7,9 +10,9 @@ use std::sync::Arc;
 /// What kind of access was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessKind {
-    /// A data read by an instruction, explicit or implicit (stack, descriptor tables, TSS).
+    /// A data read by an instruction or an event, explicit or implicit (stack).
     Read,
-    /// A data write by an instruction, explicit or implicit.
+    /// A data write by an instruction or an event, explicit or implicit.
     Write,
     /// An instruction fetch: `value` is the first bytes of the instruction.
     Fetch,
@@ -17,6 +20,18 @@ pub enum AccessKind {
     WalkRead,
     /// The page walker set accessed or dirty bits.
     WalkWrite,
+    /// A read of a descriptor table (GDT, LDT, IDT) or the TSS.
+    DescriptorRead,
+    /// A write to one: accessed and busy bits.
+    DescriptorWrite,
+}
+
+impl AccessKind {
+    /// Whether memory may have been changed.
+    #[must_use]
+    pub fn is_write(self) -> bool {
+        matches!(self, Self::Write | Self::WalkWrite | Self::DescriptorWrite)
+    }
 }
 
 /// One access, with every address it had at the instant it was made.
@@ -26,6 +41,8 @@ pub struct Access {
     pub kind: AccessKind,
     /// On whose behalf.
     pub origin: Origin,
+    /// CR3 at that moment; with CR4.PCIDE its low 12 bits are the PCID.
+    pub cr3: u64,
     /// Guest virtual address; `None` for a page-walk access, which has none.
     pub gva: Option<Gva>,
     /// Guest physical address.
@@ -37,6 +54,8 @@ pub struct Access {
     pub size: u8,
     /// The bytes read or written, little endian, zero-extended.
     pub value: u128,
+    /// For a write to memory, the bytes that were there before. `None`: it is no write, or a device answered.
+    pub old: Option<u128>,
 }
 
 /// Which accesses to a page an observer wants to see.

@@ -2,7 +2,7 @@
 
 use crate::mmu::PagingRegisters;
 use crate::observe::{Access, Interest, Observer};
-use crate::{Gpa, GuestRam, Gva, Mmio, Mmu, Origin, PhysicalMap};
+use crate::{Gpa, GuestRam, Gva, MemoryFault, Mmio, Mmu, Origin, PhysicalMap, Scalar};
 use std::sync::{Arc, Mutex};
 use x86::{Cr0, Cr4, Efer};
 
@@ -15,7 +15,7 @@ pub const PS: u64 = 1 << 7;
 pub const G: u64 = 1 << 8;
 pub const NX: u64 = 1 << 63;
 
-pub const BY: Origin = Origin { cpu: 0, rip: 0x1234 };
+pub const BY: Origin = Origin { cpu: 0, cpl: 0, descriptor: false, rip: 0x1234, instructions: 7 };
 
 /// Where a device answers in [`map`].
 pub const DEVICE: Gpa = Gpa(0xfee0_0000);
@@ -114,6 +114,21 @@ impl Builder {
         let mut mmu = Mmu::new(Arc::clone(&self.map), 0);
         mmu.set_registers(long_mode(self.root));
         mmu
+    }
+}
+
+impl Mmu {
+    /// Read-modify-write, fast or not.
+    pub fn modify<T: Scalar, R>(
+        &mut self,
+        gva: Gva,
+        locked: bool,
+        mut f: impl FnMut(T) -> (T, R),
+    ) -> Result<R, MemoryFault> {
+        match self.update_fast(gva, locked, &mut f) {
+            Some(result) => Ok(result),
+            None => self.update(BY, gva, locked, &mut |old| f(old).0).map(|old| f(old).1),
+        }
     }
 }
 

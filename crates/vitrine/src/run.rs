@@ -11,8 +11,10 @@ use control::Address;
 use cpu::cpuid::Model;
 use devices::Sink;
 use jit::perf::{Perf, Wanted};
-use lens::Watcher;
+use lens::trace::{Spec, Summary, TraceError};
+use lens::{Both, Trace, Watcher};
 use machine::{Accel, Config, DebugConsole};
+use memory::Observer;
 
 use crate::flags::values::{self, Device, Monitor, Serial};
 use crate::flags::{Flags, UsageError};
@@ -40,13 +42,13 @@ pub fn run(flags: &Flags) -> Result<End> {
     if flags.busybox.is_some() {
         return Err(UsageError("-busybox is for the demo: vitrine -demo -busybox FILE".to_owned()).into());
     }
+    let mut trace = None;
     let mut session = Session::new(|events| {
         let mut config = config(flags)?;
         config.serials = console.serial.iter().map(|to| serial(to, events)).collect::<Result<_>>()?;
         config.debugcon = flags.debugcon.as_ref().map(|to| debug_console(to, events)).transpose()?;
-        if !flags.watch.is_empty() {
-            config.observer = Some(Arc::new(watcher(flags)?));
-        }
+        trace = flags.trace.as_ref().map(|spec| tracer(spec, config.cpus)).transpose()?;
+        config.observer = observer(flags, trace.clone())?;
         Ok(config)
     })?;
     if console.assumed {
@@ -69,7 +71,39 @@ pub fn run(flags: &Flags) -> Result<End> {
         session.hold();
     }
     session.start()?;
-    Ok(session.wait())
+    let end = session.wait();
+    Ok(trace.map_or(end, |trace| finish(&trace, end)))
+}
+
+/// The watch and the trace that the flags ask for.
+fn observer(flags: &Flags, trace: Option<Arc<Trace>>) -> Result<Option<Arc<dyn Observer>>> {
+    let watch = (!flags.watch.is_empty()).then(|| watcher(flags)).transpose()?;
+    Ok(match (watch, trace) {
+        (Some(watch), Some(trace)) => Some(Arc::new(Both(watch, trace))),
+        (Some(watch), None) => Some(Arc::new(watch)),
+        (None, Some(trace)) => Some(trace),
+        (None, None) => None,
+    })
+}
+
+/// The trace that `-trace` asks for.
+fn tracer(spec: &Spec, cpus: u32) -> Result<Arc<Trace>> {
+    let broken = |error: &TraceError| say(format_args!("the trace ends here: {error}"));
+    Ok(Arc::new(Trace::create(spec, cpus, broken)?))
+}
+
+/// Ends the trace, and says what it came to.
+fn finish(trace: &Trace, end: End) -> End {
+    match trace.finish() {
+        Ok(Summary { records, dropped, bytes }) => {
+            let lost = if dropped == 0 { String::new() } else { format!(", {dropped} lost") };
+            say(format_args!("trace: {records} accesses in {bytes} bytes{lost}"));
+            end
+        }
+        // Why has been said when it happened.
+        Err(_) if end == End::Status(0) => End::Status(1),
+        Err(_) => end,
+    }
 }
 
 /// What the flags say of the machine apart from where its console and its observers are.

@@ -67,7 +67,8 @@ impl Cpu {
             return Ok(None);
         }
         let Ok(gva) = self.linear(seg, ea, limit * W::SIZE, write) else { return Ok(None) };
-        let run = match self.mmu.run(gva, write) {
+        let origin = self.origin();
+        let run = match self.mmu.run(origin, gva, write) {
             Ok(run) => run,
             Err(fault) => return Err(self.memory_fault(fault, seg == crate::state::SS)),
         };

@@ -195,8 +195,10 @@ fn fxrstor(cpu: &mut Cpu, instruction: &Instruction) -> Result<Flow, Exception> 
     check_fxsave(cpu)?;
     let (seg, ea) = area(cpu, instruction, 16)?;
     let (with_mxcsr, xmm) = fxsave_parts(cpu);
-    let mut image = [0; 512];
-    cpu.load_bytes(seg, ea, &mut image)?;
+    let mut image = [0; 416];
+    cpu.probe(seg, ea, 512, false)?;
+    let len = if xmm { 160 + 16 * registers(cpu) } else { 160 };
+    cpu.load_bytes(seg, ea, &mut image[..len])?;
     let mxcsr = u32::from_le_bytes([image[24], image[25], image[26], image[27]]);
     if with_mxcsr {
         if mxcsr & !mxcsr_mask() != 0 {
@@ -345,8 +347,9 @@ fn xrstor<const SUPERVISOR: bool>(cpu: &mut Cpu, instruction: &Instruction) -> R
     // Everything is read before anything changes.
     let load = requested & present;
     let mut legacy = [0; 416];
-    if load & (X87 | SSE) != 0 {
-        cpu.load_bytes(seg, ea, &mut legacy)?;
+    if load & X87 != 0 {
+        cpu.load_bytes(seg, ea, &mut legacy[..24])?;
+        cpu.load_bytes(seg, ea.wrapping_add(32), &mut legacy[32..160])?;
     }
     let mxcsr = if layout & COMPACTED == 0 {
         if requested & (SSE | AVX) != 0 { Some(load_mxcsr(cpu, seg, ea)?) } else { None }
@@ -355,9 +358,13 @@ fn xrstor<const SUPERVISOR: bool>(cpu: &mut Cpu, instruction: &Instruction) -> R
     } else {
         (requested & SSE != 0).then_some(MXCSR_DEFAULT)
     };
+    let count = registers(cpu);
+    if load & SSE != 0 {
+        cpu.load_bytes(seg, ea.wrapping_add(XMM), &mut legacy[160..160 + 16 * count])?;
+    }
     let mut high = [0; 256];
     if load & AVX != 0 {
-        cpu.load_bytes(seg, ea.wrapping_add(offset(AVX, layout)), &mut high)?;
+        cpu.load_bytes(seg, ea.wrapping_add(offset(AVX, layout)), &mut high[..16 * count])?;
     }
     let pkru: u32 = if load & PKRU != 0 { cpu.load(seg, ea.wrapping_add(offset(PKRU, layout)))? } else { 0 };
 
@@ -370,7 +377,6 @@ fn xrstor<const SUPERVISOR: bool>(cpu: &mut Cpu, instruction: &Instruction) -> R
     if let Some(mxcsr) = mxcsr {
         cpu.vector.mxcsr = mxcsr;
     }
-    let count = registers(cpu);
     if requested & SSE != 0 {
         let image = if load & SSE != 0 { &legacy[160..] } else { &[0; 256] };
         for (i, value) in words(image).take(count).enumerate() {

@@ -43,7 +43,8 @@ fn watcher(watches: &[&str]) -> (Watcher, Shared) {
 /// An access to memory whose physical address is the virtual one's low 16 bits at 100000h.
 fn access(kind: AccessKind, gva: u64, size: u8) -> Access {
     let gpa = Gpa(0x10_0000 | gva & 0xffff);
-    Access { kind, origin: Origin { cpu: 1, rip: 0x42 }, gva: Some(Gva(gva)), gpa, hva: None, size, value: 0x99 }
+    let origin = Origin { cpu: 1, rip: 0x42, ..Origin::default() };
+    Access { kind, origin, cr3: 0, gva: Some(Gva(gva)), gpa, hva: None, size, value: 0x99, old: None }
 }
 
 #[test]

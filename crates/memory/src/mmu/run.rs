@@ -25,15 +25,7 @@ impl Mmu {
     ///
     /// # Errors
     /// The fault that an access to `gva` raises.
-    pub fn run(&mut self, gva: Gva, write: bool) -> Result<Option<HostRun>, MemoryFault> {
-        self.run_from(Origin { cpu: self.cpu as u32, rip: 0 }, gva, write)
-    }
-
-    /// As [`Mmu::run`], for an observer of the walk that wants to know the instruction.
-    ///
-    /// # Errors
-    /// The fault that an access to `gva` raises.
-    pub fn run_from(&mut self, origin: Origin, gva: Gva, write: bool) -> Result<Option<HostRun>, MemoryFault> {
+    pub fn run(&mut self, origin: Origin, gva: Gva, write: bool) -> Result<Option<HostRun>, MemoryFault> {
         let entry = self.entry(gva);
         let len = (x86::PAGE_SIZE - gva.offset()) as usize;
         if if write { entry.write } else { entry.read }.hits(gva, 1) {

@@ -34,12 +34,18 @@ impl Hit {
             Page::Io => None,
         }
     }
+
+    /// The same access, `by` bytes further on in the page.
+    fn advanced(&self, by: u64) -> Self {
+        Self { gva: self.gva.wrapping_add(by), gpa: self.gpa.wrapping_add(by), ..*self }
+    }
 }
 
 /// Guest memory as the page walker sees it.
 pub(crate) struct MapTables<'a> {
     map: &'a PhysicalMap,
-    observer: Option<(&'a dyn Observer, Origin)>,
+    /// Who is told, on whose behalf, and CR3.
+    observer: Option<(&'a dyn Observer, Origin, u64)>,
 }
 
 impl<'a> MapTables<'a> {
@@ -48,12 +54,12 @@ impl<'a> MapTables<'a> {
         Self { map, observer: None }
     }
 
-    fn report(&self, kind: AccessKind, gpa: Gpa, hva: Option<Hva>, size: u64, value: u64) {
-        if let Some((observer, origin)) = self.observer
+    fn report(&self, kind: AccessKind, gpa: Gpa, hva: Option<Hva>, size: u64, value: u64, old: Option<u64>) {
+        if let Some((observer, origin, cr3)) = self.observer
             && observer.wants_walks(gpa.page())
         {
-            let value = u128::from(value);
-            observer.access(&Access { kind, origin, gva: None, gpa, hva, size: size as u8, value });
+            let (size, value, old) = (size as u8, u128::from(value), old.map(u128::from));
+            observer.access(&Access { kind, origin, cr3, gva: None, gpa, hva, size, value, old });
         }
     }
 }
@@ -70,7 +76,7 @@ impl Tables for MapTables<'_> {
             }
             Page::Io => (None, u64::MAX >> (64 - 8 * size)),
         };
-        self.report(AccessKind::WalkRead, gpa, hva, size, value);
+        self.report(AccessKind::WalkRead, gpa, hva, size, value, None);
         value
     }
 
@@ -88,7 +94,7 @@ impl Tables for MapTables<'_> {
         };
         if done {
             self.map.code().written(hva, size);
-            self.report(AccessKind::WalkWrite, gpa, Some(hva), size, new);
+            self.report(AccessKind::WalkWrite, gpa, Some(hva), size, new, Some(old));
         }
         done
     }
@@ -153,7 +159,8 @@ impl Mmu {
     fn walk(&mut self, origin: Origin, space: Space, gva: Gva, want: Want) -> Result<Full, MemoryFault> {
         self.tlb.stats.walks += 1;
         let observer = self.observer.as_deref();
-        let mut tables = MapTables { map: &self.map, observer: observer.map(|observer| (observer, origin)) };
+        let cr3 = self.paging.registers().cr3;
+        let mut tables = MapTables { map: &self.map, observer: observer.map(|observer| (observer, origin, cr3)) };
         let translation = match self.paging.walk(&mut tables, gva, space, want) {
             Ok(translation) => translation,
             Err(fault) => {
@@ -291,29 +298,37 @@ impl Mmu {
         }
     }
 
-    /// Tells the observer of an access within one page that was made, in pieces of 16 bytes.
-    #[cold]
-    pub(super) fn report(&self, kind: AccessKind, origin: Origin, hit: &Hit, bytes: &[u8]) {
+    /// Tells the observer of an access of at most 16 bytes within one page that was made.
+    fn tell(&self, kind: AccessKind, origin: Origin, hit: &Hit, value: u128, size: usize, old: Option<u128>) {
         let Some(observer) = &self.observer else { return };
-        for (i, chunk) in (0..).zip(bytes.chunks(REPORTED)) {
-            let mut value = [0; REPORTED];
-            value[..chunk.len()].copy_from_slice(chunk);
-            let offset = i * REPORTED as u64;
-            let gpa = hit.gpa.wrapping_add(offset);
-            observer.access(&Access {
-                kind,
-                origin,
-                gva: Some(hit.gva.wrapping_add(offset)),
-                gpa,
-                hva: self.map.hva_of(gpa),
-                size: chunk.len() as u8,
-                value: u128::from_le_bytes(value),
-            });
-        }
+        let kind = match kind {
+            AccessKind::Read if origin.descriptor => AccessKind::DescriptorRead,
+            AccessKind::Write if origin.descriptor => AccessKind::DescriptorWrite,
+            kind => kind,
+        };
+        observer.access(&Access {
+            kind,
+            origin,
+            cr3: self.paging.registers().cr3,
+            gva: Some(hit.gva),
+            gpa: hit.gpa,
+            hva: self.map.hva_of(hit.gpa),
+            size: size as u8,
+            value,
+            old,
+        });
         if observer.interest_changed() {
             // This may be in the midst of an instruction. A block ends where code was overwritten.
             self.asks_anew.set(true);
             self.notices.flag().store(true, Ordering::Release);
+        }
+    }
+
+    /// Tells the observer of a read or fetch within one page that was made, in pieces of 16 bytes.
+    #[cold]
+    pub(super) fn report(&self, kind: AccessKind, origin: Origin, hit: &Hit, bytes: &[u8]) {
+        for (i, chunk) in (0..).zip(bytes.chunks(REPORTED)) {
+            self.tell(kind, origin, &hit.advanced(i * REPORTED as u64), wide(chunk), chunk.len(), None);
         }
     }
 
@@ -323,9 +338,31 @@ impl Mmu {
         }
     }
 
-    fn report_write(&self, origin: Origin, hit: &Hit, bytes: &[u8]) {
+    fn report_write(&self, origin: Origin, hit: &Hit, value: u128, size: u64, old: Option<u128>) {
         if hit.watch.write {
-            self.report(AccessKind::Write, origin, hit, bytes);
+            self.tell(AccessKind::Write, origin, hit, value, size as usize, old);
+        }
+    }
+
+    /// Writes within one page and reports that, in pieces of 16 bytes.
+    fn write_reported(&mut self, origin: Origin, hit: &Hit, bytes: &[u8]) {
+        if !hit.watch.write {
+            return self.write_piece(hit, bytes);
+        }
+        let memory = hit.memory != Page::Io;
+        if !memory {
+            // A device sees the access as it is, not in pieces.
+            self.write_piece(hit, bytes);
+        }
+        for (i, chunk) in (0..).zip(bytes.chunks(REPORTED)) {
+            let hit = hit.advanced(i * REPORTED as u64);
+            let old = memory.then(|| {
+                let mut old = [0; REPORTED];
+                self.read_piece(&hit, old.get_mut(..chunk.len()).unwrap_or_default());
+                self.write_piece(&hit, chunk);
+                u128::from_le_bytes(old)
+            });
+            self.report_write(origin, &hit, wide(chunk), chunk.len() as u64, old);
         }
     }
 
@@ -368,17 +405,23 @@ impl Mmu {
                 if hit.flags & CODE != 0 && old != value {
                     self.wrote_code(&hit, hva, T::SIZE);
                 }
-                self.report_write(origin, &hit, bytes);
+                self.report_write(origin, &hit, value.to_wide(), T::SIZE, Some(old.to_wide()));
                 return Ok(());
             }
         }
         self.write_bytes_slow(origin, space, gva, bytes)
     }
 
-    /// Gives the value that was replaced. `f` as for [`Mmu::update`].
+    /// Read-modify-write, current space: gives the value that was replaced. Write permission is checked first. `f` as
+    /// for [`Mmu::update_fast`], without a result: that can be had again from the value that was replaced.
+    ///
+    /// A locked update that crosses a page is checked on both and then done piecewise, not atomically.
+    ///
+    /// # Errors
+    /// The fault that the access raises; nothing is written then.
     #[cold]
     #[inline(never)]
-    pub(super) fn update_slow<T: Scalar>(
+    pub fn update<T: Scalar>(
         &mut self,
         origin: Origin,
         gva: Gva,
@@ -406,7 +449,7 @@ impl Mmu {
                 self.wrote_code(&first, hva, T::SIZE);
             }
             self.report_read(origin, &first, le(&old.to_wide().to_le_bytes(), T::SIZE));
-            self.report_write(origin, &first, le(&new.to_wide().to_le_bytes(), T::SIZE));
+            self.report_write(origin, &first, new.to_wide(), T::SIZE, Some(old.to_wide()));
             return Ok(old);
         }
         let mut bytes = [0; 16];
@@ -421,11 +464,9 @@ impl Mmu {
         let old = T::from_wide(u128::from_le_bytes(bytes));
         let bytes = f(old).to_wide().to_le_bytes();
         let (low, high) = bytes[..size].split_at(left);
-        self.write_piece(&first, low);
-        self.report_write(origin, &first, low);
+        self.write_reported(origin, &first, low);
         if let Some(second) = &second {
-            self.write_piece(second, high);
-            self.report_write(origin, second, high);
+            self.write_reported(origin, second, high);
         }
         Ok(old)
     }
@@ -439,7 +480,7 @@ impl Mmu {
         bytes: &mut [u8],
     ) -> Result<(), MemoryFault> {
         if bytes.len() > PAGE_SIZE as usize {
-            self.probe_from(origin, space, gva, bytes.len() as u64, false)?;
+            self.probe(origin, space, gva, bytes.len() as u64, false)?;
         }
         for (i, part) in (0..).zip(bytes.chunks_mut(PAGE_SIZE as usize)) {
             let gva = gva.wrapping_add(i * PAGE_SIZE);
@@ -464,17 +505,15 @@ impl Mmu {
         bytes: &[u8],
     ) -> Result<(), MemoryFault> {
         if bytes.len() > PAGE_SIZE as usize {
-            self.probe_from(origin, space, gva, bytes.len() as u64, true)?;
+            self.probe(origin, space, gva, bytes.len() as u64, true)?;
         }
         for (i, part) in (0..).zip(bytes.chunks(PAGE_SIZE as usize)) {
             let gva = gva.wrapping_add(i * PAGE_SIZE);
             let (first, second, left) = self.span(origin, space, gva, part.len(), Want::Write)?;
             let (low, high) = part.split_at(left);
-            self.write_piece(&first, low);
-            self.report_write(origin, &first, low);
+            self.write_reported(origin, &first, low);
             if let Some(second) = &second {
-                self.write_piece(second, high);
-                self.report_write(origin, second, high);
+                self.write_reported(origin, second, high);
             }
         }
         Ok(())
@@ -484,22 +523,7 @@ impl Mmu {
     ///
     /// # Errors
     /// The fault that the access would raise.
-    pub fn probe(&mut self, space: Space, gva: Gva, len: u64, write: bool) -> Result<(), MemoryFault> {
-        self.probe_from(Origin { cpu: self.cpu as u32, rip: 0 }, space, gva, len, write)
-    }
-
-    /// As [`Mmu::probe`], for an observer of the walk that wants to know the instruction.
-    ///
-    /// # Errors
-    /// The fault that the access would raise.
-    pub fn probe_from(
-        &mut self,
-        origin: Origin,
-        space: Space,
-        gva: Gva,
-        len: u64,
-        write: bool,
-    ) -> Result<(), MemoryFault> {
+    pub fn probe(&mut self, origin: Origin, space: Space, gva: Gva, len: u64, write: bool) -> Result<(), MemoryFault> {
         let want = if write { Want::Write } else { Want::Read };
         let mut done = 0;
         while done < len {
@@ -509,6 +533,11 @@ impl Mmu {
         }
         Ok(())
     }
+}
+
+/// Up to 16 bytes as a number.
+fn wide(bytes: &[u8]) -> u128 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u128::from(*byte))
 }
 
 /// The first `size` bytes.

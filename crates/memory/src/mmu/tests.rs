@@ -36,7 +36,7 @@ fn round_trip<T: Scalar + fmt::Debug>(mmu: &mut Mmu, pattern: u128) {
         mmu.read_bytes(BY, K, gva, &mut bytes[..size_of::<T>()]).expect("readable");
         assert_eq!(T::from_wide(u128::from_le_bytes(bytes)), value);
         for locked in [false, true] {
-            let old = mmu.update(BY, gva, locked, |old: T| (T::from_wide(!old.to_wide()), old));
+            let old = mmu.modify(gva, locked, |old: T| (T::from_wide(!old.to_wide()), old));
             assert_eq!(old, Ok(value));
             assert_eq!(mmu.read::<T>(BY, K, gva), Ok(T::from_wide(!pattern)));
             mmu.write(BY, K, gva, value).expect("writable");
@@ -65,15 +65,15 @@ fn a_crossing_write_that_faults_changes_nothing() {
         let expected = Err(fault(missing, 2));
         assert_eq!(mmu.write(BY, K, Gva(start), u64::MAX), expected);
         assert_eq!(mmu.write_bytes(BY, K, Gva(start), &[0xff; 64]), expected);
-        assert_eq!(mmu.update(BY, Gva(start), true, |_: u64| (0, ())), Err(fault(missing, 6)));
-        assert_eq!(mmu.probe(K, Gva(start), 8, true), expected);
+        assert_eq!(mmu.modify(Gva(start), true, |_: u64| (0, ())), Err(fault(missing, 6)));
+        assert_eq!(mmu.probe(BY, K, Gva(start), 8, true), expected);
         assert_eq!(mmu.read::<u64>(BY, K, Gva(start)), Err(fault(missing, 0)));
     }
     assert_eq!(peek(&tables.map, 0x20_0000), 0);
     assert_eq!(peek(&tables.map, 0x30_0ff8), 0);
-    assert!(mmu.probe(K, Gva(HERE), 0x4000, true).is_ok());
-    assert_eq!(mmu.probe(K, Gva(HERE), 0x4001, false), Err(fault(HERE + 0x4000, 0)));
-    assert!(mmu.probe(K, Gva(HERE + 0x5000), 0, true).is_ok(), "nothing is always allowed");
+    assert!(mmu.probe(BY, K, Gva(HERE), 0x4000, true).is_ok());
+    assert_eq!(mmu.probe(BY, K, Gva(HERE), 0x4001, false), Err(fault(HERE + 0x4000, 0)));
+    assert!(mmu.probe(BY, K, Gva(HERE + 0x5000), 0, true).is_ok(), "nothing is always allowed");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn devices_see_accesses_in_their_own_sizes() {
     assert_eq!(mmu.read_fast::<u32>(gva), None, "never by the fast path");
     mmu.write(BY, K, gva, 0xabcdu16).expect("writable");
     assert!(!mmu.write_fast(gva, 0u16));
-    assert_eq!(mmu.update(BY, gva, true, |old: u8| (old + 1, old)), Ok(0x11));
+    assert_eq!(mmu.modify(gva, true, |old: u8| (old + 1, old)), Ok(0x11));
     assert_eq!(
         device.take(),
         [(false, 0x10, 4, 0), (true, 0x10, 2, 0xabcd), (false, 0x10, 1, 0), (true, 0x10, 1, 0x12)]
@@ -138,7 +138,7 @@ fn devices_see_accesses_in_their_own_sizes() {
     // Half in RAM, half in the device.
     mmu.write(BY, K, Gva(HERE + 0x1ffc), 0x8877_6655_4433_2211u64).expect("writable");
     assert_eq!(device.take(), [(true, 0, 4, 0x8877_6655)]);
-    assert_eq!(mmu.run(gva, false).expect("mapped").map(|run| run.len()), None);
+    assert_eq!(mmu.run(BY, gva, false).expect("mapped").map(|run| run.len()), None);
     assert_eq!(mmu.fetch_page(BY, gva), Ok(FetchPage::Uncached));
     let mut bytes = [0; 15];
     assert_eq!(mmu.fetch_bytes(BY, Gva(HERE + 0x2ff8), &mut bytes), Ok(8));
@@ -151,12 +151,12 @@ fn rom_is_read_and_run_but_not_written() {
     let gva = Gva(HERE + 0x3800);
     mmu.write(BY, K, gva, 0u64).expect("ignored");
     mmu.write_bytes(BY, K, gva, &[0; 32]).expect("ignored");
-    assert_eq!(mmu.update(BY, gva, true, |old: u16| (0, old)), Ok(0x5a5a));
+    assert_eq!(mmu.modify(gva, true, |old: u16| (0, old)), Ok(0x5a5a));
     assert!(!mmu.write_fast(gva, 0u8));
     assert_eq!(mmu.read::<u64>(BY, K, gva), Ok(0x5a5a_5a5a_5a5a_5a5a));
     assert_eq!(mmu.read_fast::<u8>(gva), Some(0x5a));
-    assert!(mmu.run(gva, true).expect("mapped").is_none());
-    assert_eq!(mmu.run(gva, false).expect("mapped").map(|run| run.len()), Some(0x800));
+    assert!(mmu.run(BY, gva, true).expect("mapped").is_none());
+    assert_eq!(mmu.run(BY, gva, false).expect("mapped").map(|run| run.len()), Some(0x800));
     let hva = mmu.map().hva_of(ROM).expect("rom");
     assert_eq!(mmu.fetch_page(BY, gva), Ok(FetchPage::Memory(hva)));
     assert_eq!(mmu.fetch_fast(gva), Some(hva));
@@ -207,12 +207,12 @@ fn only_a_store_that_changes_decoded_code_is_noted() {
     mmu.protect_code(page.wrapping_add(0x100), 5);
     assert!(!mmu.write_fast(gva, 0x90u8), "the comparator changed under a cached entry");
     assert_eq!(mmu.read_fast::<u8>(gva), Some(0x90), "reads stay fast");
-    assert!(mmu.run(gva, true).expect("mapped").is_none());
+    assert!(mmu.run(BY, gva, true).expect("mapped").is_none());
     // The same value; another chunk; both ways of writing.
     mmu.write(BY, K, gva, 0x90u8).expect("writable");
     mmu.write(BY, K, Gva(HERE + 0x140), 1u64).expect("writable");
     mmu.write_bytes(BY, K, Gva(HERE + 0xe0), &[7; 32]).expect("writable");
-    assert_eq!(mmu.update(BY, gva, true, |old: u8| (old, old)), Ok(0x90));
+    assert_eq!(mmu.modify(gva, true, |old: u8| (old, old)), Ok(0x90));
     assert!(!mmu.code_modified());
     mmu.write(BY, K, gva, 0xccu8).expect("writable");
     assert!(mmu.code_modified());
@@ -235,10 +235,10 @@ fn every_way_of_writing_is_noticed() {
     check("scalar", &mut |mmu| mmu.write(BY, K, Gva(HERE + 0xff8), 1u64).expect("writable"));
     check("crossing", &mut |mmu| mmu.write(BY, K, Gva(HERE + 0xffc), u64::MAX).expect("writable"));
     check("bytes", &mut |mmu| mmu.write_bytes(BY, K, Gva(HERE + 0xf00), &[3; 0x100]).expect("writable"));
-    check("update", &mut |mmu| mmu.update(BY, Gva(HERE + 0xff0), false, |old: u32| (!old, ())).expect("writable"));
-    check("locked", &mut |mmu| mmu.update(BY, Gva(HERE + 0xff0), true, |old: u128| (!old, ())).expect("writable"));
+    check("update", &mut |mmu| mmu.modify(Gva(HERE + 0xff0), false, |old: u32| (!old, ())).expect("writable"));
+    check("locked", &mut |mmu| mmu.modify(Gva(HERE + 0xff0), true, |old: u128| (!old, ())).expect("writable"));
     check("crossing update", &mut |mmu| {
-        mmu.update(BY, Gva(HERE + 0xfff), true, |old: u16| (!old, ())).expect("writable");
+        mmu.modify(Gva(HERE + 0xfff), true, |old: u16| (!old, ())).expect("writable");
     });
     check("device", &mut |_| map.write(Gpa(0x20_0ff0), &[9]).expect("ram"));
 }
@@ -322,7 +322,7 @@ fn a_watch_sees_every_access_exactly_and_no_other() {
     // The fast paths do not take it, so that nothing escapes; the page beside it stays fast.
     assert_eq!(mmu.read_fast::<u8>(Gva(gva)), None);
     assert!(!mmu.write_fast(Gva(gva), 0u8));
-    assert!(mmu.run(Gva(gva), false).expect("mapped").is_none());
+    assert!(mmu.run(BY, Gva(gva), false).expect("mapped").is_none());
     mmu.write(BY, K, Gva(HERE), 1u64).expect("writable");
     assert!(mmu.write_fast(Gva(HERE), 1u64) && watcher.take().is_empty());
     // Crossing into the page: only what lies there.
@@ -332,7 +332,7 @@ fn a_watch_sees_every_access_exactly_and_no_other() {
         [(AccessKind::Write, HERE + 0x1000, 0x30_0000, 5, 0x88_7766_5544)]
     );
     // A read-modify-write is a read and a write.
-    mmu.update(BY, Gva(gva), true, |old: u32| (old + 1, ())).expect("writable");
+    mmu.modify(Gva(gva), true, |old: u32| (old + 1, ())).expect("writable");
     assert_eq!(
         watcher.take().iter().map(brief).collect::<Vec<_>>(),
         [(AccessKind::Read, gva, 0x30_0010, 4, 0x736e_6f63), (AccessKind::Write, gva, 0x30_0010, 4, 0x736e_6f64),]
@@ -355,12 +355,46 @@ fn a_watch_sees_every_access_exactly_and_no_other() {
 }
 
 #[test]
+fn a_write_tells_what_was_there_before() {
+    let (_, mut mmu, watcher) = watched(Interest { read: false, write: true, fetch: false });
+    let old = |mmu: &mut Mmu, what: &dyn Fn(&mut Mmu)| {
+        what(mmu);
+        watcher.take().iter().map(|a| (a.gpa.0 & 0xfff, a.size, a.old)).collect::<Vec<_>>()
+    };
+    let gva = HERE + 0x1010;
+    let bytes: Vec<u8> = (1..=40).collect();
+    let wide = |from: usize, len: usize| bytes[from..from + len].iter().rev().fold(0, |v, b| v << 8 | u128::from(*b));
+    let fill = |mmu: &mut Mmu| mmu.write_bytes(BY, K, Gva(gva), &bytes).expect("writable");
+    assert_eq!(old(&mut mmu, &fill), [(0x10, 16, Some(0)), (0x20, 16, Some(0)), (0x30, 8, Some(0))]);
+    let pieces = [(0x10, 16, Some(wide(0, 16))), (0x20, 16, Some(wide(16, 16))), (0x30, 8, Some(wide(32, 8)))];
+    assert_eq!(old(&mut mmu, &fill), pieces);
+    let scalar = |mmu: &mut Mmu| mmu.write(BY, K, Gva(gva + 3), 0u32).expect("writable");
+    assert_eq!(old(&mut mmu, &scalar), [(0x13, 4, Some(wide(3, 4)))]);
+    for locked in [false, true] {
+        let update = |mmu: &mut Mmu| mmu.modify(Gva(gva + 8), locked, |old: u16| (old, ())).expect("writable");
+        assert_eq!(old(&mut mmu, &update), [(0x18, 2, Some(wide(8, 2)))]);
+        let crossing = |mmu: &mut Mmu| mmu.modify(Gva(HERE + 0xfff), locked, |_: u16| (0x700, ())).expect("writable");
+        assert_eq!(old(&mut mmu, &crossing), [(0, 1, Some(if locked { 7 } else { 0 }))]);
+    }
+}
+
+#[test]
+fn accesses_to_descriptor_tables_are_of_a_kind_of_their_own() {
+    let (_, mut mmu, watcher) = watched(Interest { read: true, write: true, fetch: false });
+    let by = Origin { descriptor: true, ..BY };
+    mmu.read::<u64>(by, K, Gva(HERE + 0x1000)).expect("readable");
+    mmu.write(by, K, Gva(HERE + 0x1000), 1u8).expect("writable");
+    let kinds: Vec<_> = watcher.take().iter().map(|access| access.kind).collect();
+    assert_eq!(kinds, [AccessKind::DescriptorRead, AccessKind::DescriptorWrite]);
+}
+
+#[test]
 fn a_watch_for_reads_sees_the_read_of_a_read_modify_write() {
     let (_, mut mmu, watcher) = watched(Interest { read: true, write: false, fetch: false });
     let gva = Gva(HERE + 0x1000);
     mmu.write(BY, K, gva, 5u8).expect("writable");
     assert!(watcher.take().is_empty());
-    mmu.update(BY, gva, false, |old: u8| (old + 1, ())).expect("writable");
+    mmu.modify(gva, false, |old: u8| (old + 1, ())).expect("writable");
     assert_eq!(
         watcher.take().iter().map(brief).collect::<Vec<_>>(),
         [(AccessKind::Read, HERE + 0x1000, 0x30_0000, 1, 5)]
@@ -368,7 +402,7 @@ fn a_watch_for_reads_sees_the_read_of_a_read_modify_write() {
     let (_, mut mmu, watcher) = watched(Interest { read: false, write: true, fetch: false });
     mmu.read::<u8>(BY, K, gva).expect("readable");
     assert!(mmu.read_fast::<u8>(gva).is_some(), "reads stay fast under a watch for writes");
-    mmu.update(BY, gva, false, |old: u8| (old + 1, ())).expect("writable");
+    mmu.modify(gva, false, |old: u8| (old + 1, ())).expect("writable");
     assert_eq!(watcher.take().len(), 1);
 }
 
@@ -413,6 +447,8 @@ fn walks_are_seen_when_their_tables_are_watched() {
         seen.iter().map(brief).collect::<Vec<_>>(),
         [(AccessKind::WalkRead, 0, slot, 8, entry), (AccessKind::WalkWrite, 0, slot, 8, entry | u128::from(A | D)),]
     );
+    assert_eq!((seen[0].old, seen[1].old), (None, Some(entry)));
+    assert!(seen.iter().all(|access| access.cr3 == mmu.registers().cr3));
     assert!(seen.iter().all(|access| access.gva.is_none() && access.origin == BY));
     mmu.write(BY, K, Gva(HERE), 2u8).expect("writable");
     let _ = mmu.translate(Gva(HERE));
@@ -426,7 +462,7 @@ fn a_watched_device_is_seen_too() {
     let watcher = Arc::new(Watcher { pages: vec![(DEVICE.0, interest)], ..Watcher::default() });
     mmu.set_observer(Some(Arc::<Watcher>::clone(&watcher)));
     mmu.read::<u32>(BY, K, Gva(HERE + 0x2000)).expect("readable");
-    mmu.update(BY, Gva(HERE + 0x2004), false, |old: u16| (old + 1, ())).expect("writable");
+    mmu.modify(Gva(HERE + 0x2004), false, |old: u16| (old + 1, ())).expect("writable");
     let seen = watcher.take();
     assert_eq!(
         seen.iter().map(brief).collect::<Vec<_>>(),
@@ -444,7 +480,7 @@ fn a_watched_device_is_seen_too() {
 #[test]
 fn runs_end_with_their_page_and_copy_as_rep_movs() {
     let (tables, mut mmu, _) = machine();
-    let mut run = |offset: u64| mmu.run(Gva(HERE + offset), true).expect("mapped").expect("plain");
+    let mut run = |offset: u64| mmu.run(BY, Gva(HERE + offset), true).expect("mapped").expect("plain");
     let all = run(0);
     assert_eq!((all.len(), run(0xffd).len(), run(0xffd).elements::<u16>()), (4096, 3, 1));
     assert!(!all.is_empty());
@@ -468,8 +504,8 @@ fn runs_end_with_their_page_and_copy_as_rep_movs() {
 #[test]
 fn runs_that_may_not_be_written_are_not() {
     let (tables, mut mmu, _) = machine();
-    let read_only = mmu.run(Gva(HERE), false).expect("mapped").expect("plain");
-    let source = mmu.run(Gva(HERE + 0x1000), true).expect("mapped").expect("plain");
+    let read_only = mmu.run(BY, Gva(HERE), false).expect("mapped").expect("plain");
+    let source = mmu.run(BY, Gva(HERE + 0x1000), true).expect("mapped").expect("plain");
     source.fill(1u8, 10);
     read_only.fill(9u8, 10);
     source.copy_to(&read_only, 10);
@@ -481,8 +517,8 @@ fn runs_find_as_scas_and_cmps() {
     let (tables, mut mmu, _) = machine();
     tables.map.write(Gpa(0x20_0000), b"aaab").expect("ram");
     tables.map.write(Gpa(0x30_0000), b"aaxb").expect("ram");
-    let a = mmu.run(Gva(HERE), false).expect("mapped").expect("plain");
-    let b = mmu.run(Gva(HERE + 0x1000), false).expect("mapped").expect("plain");
+    let a = mmu.run(BY, Gva(HERE), false).expect("mapped").expect("plain");
+    let b = mmu.run(BY, Gva(HERE + 0x1000), false).expect("mapped").expect("plain");
     assert_eq!(a.find(b'b', true, 10), 3);
     assert_eq!(a.find(b'a', false, 10), 3);
     assert_eq!(a.find(b'z', true, 10), 10);
@@ -568,7 +604,7 @@ fn locked_updates_from_several_threads_lose_nothing() {
         let mut mmu = tables.mmu();
         move || {
             for _ in 0..times {
-                mmu.update(BY, Gva(gva), true, |old: u64| (old + 1, ())).expect("writable");
+                mmu.modify(Gva(gva), true, |old: u64| (old + 1, ())).expect("writable");
             }
         }
     };

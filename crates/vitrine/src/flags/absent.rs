@@ -13,8 +13,8 @@ pub fn hint(name: &str) -> Option<&'static str> {
         "icount" => "guest time is the host's; leave it out",
         "rtc" => "the clock is the host's in UTC; leave it out",
         "usb" | "usbdevice" | "audio" | "audiodev" | "object" | "fsdev" | "virtfs" | "tpmdev" | "smbios" | "fw_cfg"
-        | "acpitable" | "numa" | "loadvm" | "incoming" | "plugin" | "trace" | "daemonize" | "pidfile" | "global"
-        | "name" | "sandbox" | "overcommit" | "mem-path" | "mem-prealloc" | "action" | "runas" | "readconfig"
+        | "acpitable" | "numa" | "loadvm" | "incoming" | "plugin" | "daemonize" | "pidfile" | "global" | "name"
+        | "sandbox" | "overcommit" | "mem-path" | "mem-prealloc" | "action" | "runas" | "readconfig"
         | "writeconfig" | "echr" | "watchdog-action" | "rtc-td-hack" | "cpu-pm" => {
             "leave it out; -help lists what there is"
         }

@@ -17,6 +17,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 
 use control::Address;
 use cpu::cpuid::Model;
+use lens::trace::Spec;
 use lens::{Format, Watch};
 use machine::Accel;
 use values::{Board, DebugConsole, Device, LogItems, Monitor, Nothing, Serial};
@@ -112,6 +113,9 @@ pub struct Flags {
     /// write these lines to FILE rather than to stderr
     #[arg(long, value_name = "FILE")]
     pub watch_log: Option<PathBuf>,
+    /// write accesses as Parquet: FILE[,WHAT][,drop], WHAT as for -watch or rwx alone (all reads and writes by default)
+    #[arg(long, value_name = "FILE", value_parser = values::trace)]
+    pub trace: Option<Spec>,
 
     /// log these items, separated by commas ('-d help' lists them)
     #[arg(long = "d", value_name = "ITEMS", value_parser = values::log_items)]

@@ -200,6 +200,8 @@ fn wrong_lines_are_answered_with_one_line_that_helps() {
         (&["-nographic=yes"], &["-nographic", "no value"]),
         (&["-watch", "*1here"], &["-watch *1here", "name of a symbol"]),
         (&["-watch-format", "xml"], &["vitrine", "qemu"]),
+        (&["-trace", "t.parquet,here"], &["-trace", "hexadecimal", "symbols"]),
+        (&["-trace", ",r"], &["-trace", "file"]),
     ];
     for (line, words) in lines {
         let message = match parse(arguments(line)) {

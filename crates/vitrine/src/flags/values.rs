@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use control::Address;
 use cpu::cpuid::{Model, ModelError};
+use lens::trace::{Spec, SpecError};
 use lens::{Watch, WatchError};
 use machine::{Accel, BoardKind, DebugExitPorts};
 
@@ -173,6 +174,11 @@ pub fn cpu(text: &str) -> Result<Model, ModelError> {
 /// `[KINDS:][gpa:]ADDR[+LEN]`.
 pub fn watch(text: &str) -> Result<Watch, String> {
     text.parse().map_err(|error: WatchError| format!("{} (column {})", error.what, error.column + 1))
+}
+
+/// `FILE[,WHAT…][,wait|drop]`.
+pub fn trace(text: &str) -> Result<Spec, String> {
+    text.parse().map_err(|error: SpecError| format!("{} (column {})", error.what, error.column + 1))
 }
 
 /// `1`, or QEMU's topology as long as it comes to one.

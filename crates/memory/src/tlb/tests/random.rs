@@ -265,9 +265,9 @@ impl World {
                 } else if let Err(fault) = expected {
                     prop_assert!(!self.mmu.write_fast(Gva(at), 0u64));
                     prop_assert_eq!(self.mmu.write(BY, space, Gva(at), 0u64), Err(fault));
-                    prop_assert_eq!(self.mmu.update(BY, Gva(at), false, |old: u64| (old, ())), Err(fault));
+                    prop_assert_eq!(self.mmu.modify(Gva(at), false, |old: u64| (old, ())), Err(fault));
                 } else {
-                    let old = self.mmu.update(BY, Gva(at), true, |old: u64| (old, old));
+                    let old = self.mmu.modify(Gva(at), true, |old: u64| (old, old));
                     prop_assert_eq!(old.map(|old| old.to_wide() as u64 >> 32), expected.map(|gpa| gpa & 0xffff_ffff));
                 }
             }

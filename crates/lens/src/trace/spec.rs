@@ -1,0 +1,113 @@
+//! What `-trace` is given: `FILE[,FILTER…][,wait|drop]`.
+
+use super::Full;
+use crate::watch::{Kinds, Start, Watch};
+use memory::Gpa;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// All guest physical addresses.
+const ALL: u64 = 1 << 52;
+
+/// What is to be traced, and where to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spec {
+    /// The name from which those of the files are made.
+    pub file: PathBuf,
+    /// What is traced. Accesses that several of these want are there once.
+    pub filters: Vec<Watch>,
+    /// What happens when the disk is slower than the guest.
+    pub full: Full,
+}
+
+/// What is wrong with it, where, and what would be right.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("trace {text:?}, column {}: {what}", .column + 1)]
+pub struct SpecError {
+    /// The whole argument.
+    pub text: String,
+    /// Where it goes wrong: characters before that place.
+    pub column: usize,
+    /// What is wrong there, and what would be right.
+    pub what: String,
+}
+
+impl FromStr for Spec {
+    type Err = SpecError;
+
+    /// A filter is what `-watch` takes, or kinds alone: `r`, `w`, `x` or several of them, at any address. Without one all
+    /// reads and writes are traced.
+    fn from_str(text: &str) -> Result<Self, SpecError> {
+        let mut parts = text.split(',');
+        let file = parts.next().unwrap_or_default();
+        let mut column = file.chars().count() + 1;
+        let error = |column, what: &str| SpecError { text: text.to_owned(), column, what: what.to_owned() };
+        if file.is_empty() {
+            return Err(error(0, "the name of a file is to come first, as in boot.parquet"));
+        }
+        let (mut filters, mut full) = (Vec::new(), Full::Wait);
+        for part in parts {
+            match part {
+                "wait" => full = Full::Wait,
+                "drop" => full = Full::Drop,
+                _ => {
+                    let filter = filter(part).map_err(|inner| error(column + inner.column, &inner.what))?;
+                    if matches!(filter.start, Start::Symbol { .. }) {
+                        return Err(error(column, "a trace takes addresses, hexadecimal, and no symbols"));
+                    }
+                    filters.push(filter);
+                }
+            }
+            column += part.chars().count() + 1;
+        }
+        if filters.is_empty() {
+            filters.push(everywhere(Kinds { read: true, write: true, fetch: false }));
+        }
+        Ok(Self { file: file.into(), filters, full })
+    }
+}
+
+fn filter(text: &str) -> Result<Watch, crate::WatchError> {
+    let count = |letter: char| text.chars().filter(|c| *c == letter).count();
+    let (read, write, fetch) = (count('r'), count('w'), count('x'));
+    if text.is_empty() || read + write + fetch != text.chars().count() || read.max(write).max(fetch) > 1 {
+        return text.parse();
+    }
+    Ok(everywhere(Kinds { read: read == 1, write: write == 1, fetch: fetch == 1 }))
+}
+
+fn everywhere(kinds: Kinds) -> Watch {
+    Watch { kinds, start: Start::Physical(Gpa(0)), len: ALL }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_filters_and_what_to_do_when_full() {
+        let spec: Spec = "a/b.parquet".parse().unwrap();
+        let all = everywhere(Kinds { read: true, write: true, fetch: false });
+        assert_eq!(spec, Spec { file: "a/b.parquet".into(), filters: vec![all], full: Full::Wait });
+        let spec: Spec = "b,xw,r:ffff888007edec80+4,drop,gpa:1000".parse().unwrap();
+        let filters = ["r:ffff888007edec80+4", "gpa:1000"].map(|text| text.parse().unwrap());
+        assert_eq!(spec.filters[0], everywhere(Kinds { read: false, write: true, fetch: true }));
+        assert_eq!((&spec.filters[1..], spec.full), (&filters[..], Full::Drop));
+    }
+
+    #[test]
+    fn errors_say_where() {
+        for (text, column, word) in [
+            ("", 0, "file"),
+            (",r", 0, "file"),
+            ("f,rr", 2, "no symbols"),
+            ("f,w,r:12z", 8, "'z'"),
+            ("f,w,r:xyz", 4, "no symbols"),
+            ("f,w,", 4, ""),
+        ] {
+            let error = text.parse::<Spec>().expect_err(text);
+            assert_eq!(error.column, column, "{error}");
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+}

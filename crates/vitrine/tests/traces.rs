@@ -1,0 +1,50 @@
+//! `-trace`: a guest's accesses as Parquet, which DuckDB reads.
+
+use guests::session::{Session, argument};
+use guests::watch::GuestView;
+use guests::{PATIENCE, find, initramfs, skipped};
+use std::process::Command;
+
+const VITRINE: &str = env!("CARGO_BIN_EXE_vitrine");
+
+/// Finds the read of four bytes at a guest physical address by what all four columns of the join say.
+const QUERY: &str = "
+import duckdb, sys
+folder, gva, gpa, value = sys.argv[1], *map(int, sys.argv[2:])
+print(duckdb.sql(f\"\"\"SELECT count(*) FROM '{folder}/t.cpu*.parquet' JOIN '{folder}/t.pages.parquet' p USING (page)
+    WHERE kind = 'read' AND size = 4 AND value = {value} AND address = {gva} AND p.gpa + address % 4096 = {gpa}
+    AND p.gva + address % 4096 = address AND p.hva IS NOT NULL\"\"\").fetchall()[0][0])
+";
+
+#[test]
+fn a_traced_address_shows_what_the_guest_sees() {
+    let Some(kernel) = find::seed_kernel() else { return skipped("trace", "no seed-bzImage at hand") };
+    let Some(initrd) = initramfs::build(initramfs::INIT) else {
+        return skipped("trace", "no static busybox (package busybox-static)");
+    };
+    let mut arguments = vec!["-kernel", argument(&kernel), "-initrd", argument(initrd.path())];
+    arguments.extend(["-append", "console=ttyS0", "-nographic", "-m", "128M"]);
+    let learn = Session::start(VITRINE, &arguments).end(PATIENCE);
+    let guest = GuestView::find(&learn.stdout).unwrap_or_else(|| panic!("the guest prints its view: {learn:?}"));
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let page = guest.gpa & !0xfff;
+    let trace = format!("{}/t.parquet,gpa:{page:x}+1000,wait", folder.path().display());
+    arguments.extend(["-trace", &trace]);
+    let ended = Session::start(VITRINE, &arguments).end(PATIENCE);
+    ended.no_panic();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert_eq!(GuestView::find(&ended.stdout), Some(guest), "tracing changes nothing for the guest");
+    assert!(ended.stderr.contains(" accesses in ") && !ended.stderr.contains("lost"), "{ended:?}");
+
+    let numbers = [guest.gva, guest.gpa, guest.value].map(|number| number.to_string());
+    let query = Command::new("python3").args(["-c", QUERY, argument(folder.path())]).args(&numbers).output();
+    let Ok(query) = query else { return skipped("trace", "no python3") };
+    let said = String::from_utf8_lossy(&query.stderr);
+    if said.contains("No module named 'duckdb'") {
+        return skipped("trace", "no DuckDB (pip install duckdb)");
+    }
+    assert!(query.status.success(), "{said}");
+    let found: u64 = String::from_utf8_lossy(&query.stdout).trim().parse().expect("a count");
+    assert!(found > 0, "{guest:x?}");
+}
