@@ -89,7 +89,7 @@ fn groups_are_sorted_and_their_pages_are_known_once() {
     let trace = Trace::create(&spec(&folder, ",r"), 1, |error| panic!("{error}")).expect("a trace");
     let rows = GROUP as u64 * 2 + 5;
     for n in 0..rows {
-        trace.access(&access(AccessKind::Read, Some(n % 7 << 12), (n % 7) << 12, 8, n.into()));
+        trace.access(&access(AccessKind::Read, Some((n % 7) << 12), (n % 7) << 12, 8, n.into()));
         trace.access(&access(AccessKind::Write, Some(0), 0, 8, 0));
     }
     let summary = trace.finish().expect("a disk");
