@@ -23,17 +23,17 @@ impl Default for Format {
 /// What is left of a command's line.
 pub(crate) struct Arguments<'a> {
     rest: &'a str,
-    registers: Lookup<'a>,
+    values: Lookup<'a>,
 }
 
 impl<'a> Arguments<'a> {
-    pub fn new(rest: &'a str, registers: Lookup<'a>) -> Self {
-        Self { rest: rest.trim(), registers }
+    pub fn new(rest: &'a str, values: Lookup<'a>) -> Self {
+        Self { rest: rest.trim(), values }
     }
 
     /// The value of the expression that is next.
     pub fn expression(&mut self) -> Result<u64, MonitorError> {
-        Ok(expression::take(&mut self.rest, self.registers)?)
+        Ok(expression::take(&mut self.rest, self.values)?)
     }
 
     /// As [`Arguments::expression`], if anything is next.

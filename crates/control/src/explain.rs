@@ -56,7 +56,9 @@ impl Tree<'_> {
             Mode::Level5 => "5-level paging",
         };
         let (cpu, cpl) = (self.snapshot.registers.cpu, self.snapshot.registers.cpl);
-        format!("gva {:016x} on CPU #{cpu}: {mode}, CPL {cpl}\n", self.gva)
+        let symbols = self.monitor.symbols(self.snapshot);
+        let named = symbols.at(self.gva).map(|named| format!(" ({named})")).unwrap_or_default();
+        format!("gva {:016x}{named} on CPU #{cpu}: {mode}, CPL {cpl}\n", self.gva)
     }
 
     /// The walk from CR3 down, and what is allowed, or where and why it ends.

@@ -1,11 +1,13 @@
 //! Arithmetic in monitor commands, as QEMU has it: 64 bits that wrap, and from weakest to strongest `+ -`, then
 //! `& | ^`, then `* / %`, then the signs `+ - ~`.
 //!
-//! An operand is a number (C's prefixes), a character in quotes, `$register`, or an expression in parentheses. An
+//! An operand is a number (C's prefixes), a character in quotes, `$register`, a symbol, or an expression in parentheses. An
 //! expression ends where no operator follows, so that several may stand side by side.
 
 use machine::InspectError;
 
+/// How much of an unknown name is shown.
+const NAME_SHOWN: usize = 40;
 /// Parentheses and signs within each other.
 const DEPTH_MAX: u32 = 100;
 
@@ -26,6 +28,8 @@ pub(crate) enum ExpressionError {
     Division,
     #[error("unknown register '${0}'; there are $rax … $r15, $rip, $eflags, $cr0 … $cr8, $efer, $cs.base, …")]
     Register(String),
+    #[error("unknown symbol '{0}': it is none of the guest's kernel, or that has no symbols (yet)")]
+    Symbol(String),
     #[error(transparent)]
     Inspect(#[from] InspectError),
     #[error("expression with more than {DEPTH_MAX} parentheses or signs within each other")]
@@ -34,18 +38,18 @@ pub(crate) enum ExpressionError {
 
 type Result = std::result::Result<u64, ExpressionError>;
 
-/// Where registers' values come from; `None`: there is none of that name.
+/// Where the values of symbols, and of registers (behind `$`) come from; `None`: there is none of that name.
 pub(crate) type Lookup<'a> = &'a dyn Fn(&str) -> std::result::Result<Option<u64>, InspectError>;
 
 struct Parser<'a, 'b> {
     rest: &'a str,
     depth: u32,
-    registers: Lookup<'b>,
+    values: Lookup<'b>,
 }
 
 /// Takes an expression off the beginning of `text`.
-pub(crate) fn take(text: &mut &str, registers: Lookup<'_>) -> Result {
-    let mut parser = Parser { rest: text.trim_start(), depth: 0, registers };
+pub(crate) fn take(text: &mut &str, values: Lookup<'_>) -> Result {
+    let mut parser = Parser { rest: text.trim_start(), depth: 0, values };
     let value = parser.sum();
     *text = parser.rest;
     value
@@ -117,7 +121,10 @@ impl Parser<'_, '_> {
                 let value = self.sum()?;
                 self.operator(&[')']).map(|_| value).ok_or(ExpressionError::Parenthesis)
             }
-            Some(_) => self.register(),
+            Some(_) => self.named("$", ExpressionError::Register),
+            None if self.rest.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') => {
+                self.named("", ExpressionError::Symbol)
+            }
             None => self.number(),
         };
         self.depth -= 1;
@@ -134,12 +141,13 @@ impl Parser<'_, '_> {
         Ok(u32::from(character).into())
     }
 
-    fn register(&mut self) -> Result {
+    /// A symbol, or what follows `$`, by `error` if there is none.
+    fn named(&mut self, mark: &str, error: fn(String) -> ExpressionError) -> Result {
         let is_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
         let len = self.rest.find(|c| !is_name(c)).unwrap_or(self.rest.len());
         let name = self.rest.get(..len).unwrap_or_default();
         let value =
-            (self.registers)(name)?.ok_or_else(|| ExpressionError::Register(name.chars().take(20).collect()))?;
+            (self.values)(&format!("{mark}{name}"))?.ok_or_else(|| error(name.chars().take(NAME_SHOWN).collect()))?;
         self.skip(len);
         Ok(value)
     }
@@ -175,7 +183,13 @@ mod tests {
 
     fn value(text: &str) -> Result {
         let mut rest = text;
-        let value = take(&mut rest, &|name| Ok((name == "rip").then_some(0x1000)))?;
+        let value = take(&mut rest, &|name| {
+            Ok(match name {
+                "$rip" => Some(0x1000),
+                "_text" => Some(0x2000),
+                _ => None,
+            })
+        })?;
         assert_eq!(rest, "", "{text}");
         Ok(value)
     }
@@ -197,6 +211,7 @@ mod tests {
             ("'a'+1", 98),
             ("' '", 32),
             ("$rip + 8", 0x1008),
+            ("_text+$rip", 0x3000),
             ("0xffffffffffffffff + 2", 1),
         ] {
             assert_eq!(value(text), Ok(want), "{text}");
@@ -209,7 +224,8 @@ mod tests {
         for (text, want) in [
             ("", End),
             ("1 +", End),
-            ("foo", Character('f')),
+            ("foo", Symbol("foo".into())),
+            ("rip", Symbol("rip".into())),
             ("0x", End),
             ("0xg", Character('g')),
             ("12ab", Character('a')),

@@ -6,6 +6,7 @@ use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::paging;
 use crate::registers::Snapshot;
 use machine::{Chip, RunState, Vcpu};
+use memory::Gva;
 
 /// All subjects.
 pub(crate) const COMMANDS: &[Command] = &[
@@ -40,6 +41,12 @@ pub(crate) const COMMANDS: &[Command] = &[
     },
     Command { names: &["status"], arguments: "", help: "show the current VM status (running|paused)", run: status },
     Command {
+        names: &["symbol"],
+        arguments: "addr",
+        help: "show the symbol of the guest's kernel that 'addr' lies in",
+        run: symbol,
+    },
+    Command {
         names: &["tlb"],
         arguments: "[first [last]]",
         help: "show virtual to physical memory mappings, pages side by side as one line",
@@ -47,6 +54,18 @@ pub(crate) const COMMANDS: &[Command] = &[
     },
     Command { names: &["version"], arguments: "", help: "show the version of Vitrine", run: version },
 ];
+
+/// `info symbol`.
+fn symbol(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    let address = Gva(arguments.expression()?);
+    arguments.end()?;
+    let symbols = monitor.symbols(monitor.snapshot()?);
+    Ok(match symbols.at(address) {
+        Some(named) => format!("{address:016x} is {named}\n"),
+        None if symbols.is_empty() => "no symbols are found in the guest's kernel (yet)\n".to_owned(),
+        None => format!("{address:016x} lies in no symbol of the guest's kernel\n"),
+    })
+}
 
 /// What [`RunState`] is called.
 pub(crate) fn state(state: RunState) -> &'static str {

@@ -4,8 +4,9 @@ use crate::arguments::{Arguments, Format};
 use crate::command::{self, Command};
 use crate::expression::ExpressionError;
 use crate::registers::Snapshot;
+use lens::symbols::{Kernel, Table};
 use machine::{Handle, InspectError, Vcpu};
-use memory::Pagemap;
+use memory::{Gva, Pagemap};
 use std::cell::OnceCell;
 use std::sync::Arc;
 
@@ -73,6 +74,8 @@ pub struct Monitor {
     pub(crate) cpu: usize,
     /// Where `x`, `xp` and `print` begin.
     pub(crate) format: Format,
+    /// The symbols that were found.
+    kernel: Arc<Kernel>,
     /// What is known of the current vCPU while a line is executed.
     snapshot: OnceCell<Result<Snapshot, InspectError>>,
 }
@@ -82,7 +85,7 @@ impl Monitor {
     #[must_use]
     pub fn new(handle: Handle) -> Self {
         let (pagemap, format) = (Pagemap::open().ok().map(Arc::new), Format::default());
-        Self { handle, pagemap, cpu: 0, format, snapshot: OnceCell::new() }
+        Self { handle, pagemap, cpu: 0, format, kernel: Arc::default(), snapshot: OnceCell::new() }
     }
 
     /// Makes vCPU `index` the current one.
@@ -121,9 +124,14 @@ impl Monitor {
         // Taken when the first register is asked for; it borrows nothing of the monitor.
         let early = OnceCell::new();
         let (handle, cpu) = (self.handle.clone(), self.cpu);
+        let kernel = self.kernel.clone();
         let lookup = |name: &str| {
             let snapshot = early.get_or_init(|| handle.inspect(cpu, Snapshot::take)).as_ref();
-            snapshot.map(|snapshot| snapshot.value(&name.to_ascii_lowercase())).map_err(|error| *error)
+            let snapshot = snapshot.map_err(|error| *error)?;
+            Ok(match name.strip_prefix('$') {
+                Some(register) => snapshot.value(&register.to_ascii_lowercase()),
+                None => symbols(&kernel, &handle, snapshot).find(name).map(|Gva(address)| address),
+            })
         };
         (command.run)(self, &mut Arguments::new(rest, &lookup))
     }
@@ -149,9 +157,18 @@ impl Monitor {
         Ok(self.inspect_now(look)?)
     }
 
+    /// The symbols of the guest's kernel, as far as `snapshot` shows one.
+    pub(crate) fn symbols(&self, snapshot: &Snapshot) -> Arc<Table> {
+        symbols(&self.kernel, &self.handle, snapshot)
+    }
+
     /// The names of commands that begin with `start`, for completion: those of `info` behind `info`.
     #[must_use]
     pub fn complete(start: &str) -> Vec<String> {
         command::complete(start)
     }
+}
+
+fn symbols(kernel: &Kernel, handle: &Handle, snapshot: &Snapshot) -> Arc<Table> {
+    snapshot.entry.map_or_else(Arc::default, |(entry, gpa)| kernel.symbols(handle.map(), entry, gpa))
 }

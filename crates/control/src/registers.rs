@@ -1,9 +1,10 @@
 //! A vCPU's registers at one instant: by name for expressions, and all of them as QEMU's `info registers` has them.
 
+use cpu::Cpu;
 use cpu::state::{CodeSize, Shadow};
 use host::vector::VectorState;
 use machine::{Registers, Vcpu};
-use memory::AddressSpace;
+use memory::{AddressSpace, Gpa, Gva};
 use std::fmt::{self, Write};
 use x86::{Rflags, Segment};
 
@@ -36,11 +37,18 @@ pub(crate) struct Snapshot {
     pub code_size: CodeSize,
     pub virtual_8086: bool,
     pub pcid: Option<u16>,
+    /// Where system calls enter, and where that is in guest physical memory.
+    pub entry: Option<(Gva, Gpa)>,
     dr: [u64; 8],
     cr8: u8,
     kernel_gs_base: u64,
     shadow: Shadow,
     vector: Box<VectorState>,
+}
+
+fn entry(cpu: &Cpu) -> Option<(Gva, Gpa)> {
+    let entry = Gva(cpu.msrs.lstar);
+    Some((entry, cpu.mmu.translate(entry).filter(|_| entry.0 != 0)?))
 }
 
 impl Snapshot {
@@ -51,6 +59,7 @@ impl Snapshot {
             space: cpu.mmu.address_space(),
             code_size: cpu.code_size,
             virtual_8086: cpu.system_flags.virtual_8086(),
+            entry: entry(cpu),
             pcid: cpu.cr4.pcid().then_some((cpu.cr3 & 0xfff) as u16),
             dr: cpu.dr,
             cr8: cpu.apic.task_priority(),

@@ -148,6 +148,14 @@ fn what_is_wrong_is_said_and_nothing_breaks() {
         ("p (1", format!("')' expected\n{}", help("p"))),
         ("cpu 1", "there is no CPU #1: the last one is #0\n".to_owned()),
         ("stop now", format!("extraneous characters at the end of line: 'now'\n{}", help("stop"))),
+        (
+            "x no_such",
+            format!(
+                "unknown symbol 'no_such': it is none of the guest's kernel, or that has no symbols (yet)\n{}",
+                help("x")
+            ),
+        ),
+        ("info symbol 0x1000", "no symbols are found in the guest's kernel (yet)\n".to_owned()),
         ("   ", String::new()),
     ] {
         assert_eq!(guest.say(line), want, "{line}");

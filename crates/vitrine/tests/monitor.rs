@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use guests::pty::Terminal;
 use guests::session::{Session, argument};
-use guests::{image, initramfs};
+use guests::{find, image, initramfs, skipped};
 
 const VITRINE: &str = env!("CARGO_BIN_EXE_vitrine");
 const SOON: Duration = Duration::from_secs(30);
@@ -40,6 +40,20 @@ fn a_script_drives_it_through_a_pipe() {
     session.send("quit\n");
     let ended = session.end(SOON);
     assert_eq!((ended.status.code(), ended.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn symbols_of_the_guests_kernel_are_addresses() {
+    let Some(kernel) = find::seed_kernel() else { return skipped("symbols", "no seed-bzImage at hand") };
+    let mut session = Session::start(VITRINE, &["-kernel", argument(&kernel), "-monitor", "stdio"]);
+    // It stays when it comes to its panic, there being no root.
+    for _ in 0..12 {
+        std::thread::sleep(Duration::from_millis(250));
+        session.send("info symbol panic+4\n");
+    }
+    session.expect(" is panic+0x4\n", SOON);
+    session.send("quit\n");
+    assert_eq!(session.end(SOON).status.code(), Some(0));
 }
 
 /// Even while the guest waits for somebody to read what it writes.
