@@ -158,7 +158,7 @@ impl<R: Rows> Feed<R> {
 /// Writes what comes until no more does, or it cannot be written.
 fn write<R: Rows>(store: impl Store, receiver: &Receiver<R>, lost: &AtomicU64) -> Result<Summary, ParquetError> {
     let names = rows::kinds();
-    let mut table = Table::new(store, R::SCHEMA, R::NAMED, R::SORTED)?;
+    let mut table = Table::new(store, &R::LAYOUT)?;
     let mut records = 0;
     let mut failed = None;
     for rows in receiver {

@@ -1,17 +1,13 @@
 //! The columns of a trace's two tables: accesses, and the pages that they were to.
 
-use super::table::Column;
+use super::table::{Column, Layout};
 use memory::{Access, AccessKind, Gpa, Gva, Hpa, Hva};
 use parquet::data_type::ByteArray;
 
 /// What is written at once.
 pub(super) trait Rows: Default + Send + 'static {
-    /// The columns, in Parquet's notation.
-    const SCHEMA: &'static str;
-    /// Columns of few different values.
-    const NAMED: &'static [&'static str] = &[];
-    /// Columns whose values never fall.
-    const SORTED: &'static [&'static str];
+    /// The table.
+    const LAYOUT: Layout;
     /// How many rows there are.
     fn len(&self) -> usize;
     /// The columns, in the order of the schema.
@@ -105,7 +101,8 @@ fn halves(value: u128) -> (u64, u64) {
 }
 
 impl Rows for Accesses {
-    const SCHEMA: &'static str = "message access {
+    const LAYOUT: Layout = Layout {
+        schema: "message access {
         REQUIRED INT64 seq (INTEGER(64,false));
         REQUIRED INT64 time (INTEGER(64,false));
         REQUIRED INT64 instructions (INTEGER(64,false));
@@ -121,9 +118,11 @@ impl Rows for Accesses {
         OPTIONAL INT64 value_high (INTEGER(64,false));
         OPTIONAL INT64 old (INTEGER(64,false));
         OPTIONAL INT64 old_high (INTEGER(64,false));
-    }";
-    const NAMED: &'static [&'static str] = &["kind"];
-    const SORTED: &'static [&'static str] = &["seq", "time", "instructions"];
+    }",
+        named: &["kind"],
+        varied: &["address", "value", "value_high", "old", "old_high"],
+        sorted: &["seq", "time", "instructions"],
+    };
 
     fn len(&self) -> usize {
         self.seq.len()
@@ -174,15 +173,19 @@ impl Pages {
 }
 
 impl Rows for Pages {
-    const SCHEMA: &'static str = "message page {
+    const LAYOUT: Layout = Layout {
+        schema: "message page {
         REQUIRED INT64 page (INTEGER(64,false));
         REQUIRED INT64 seq (INTEGER(64,false));
         OPTIONAL INT64 gva (INTEGER(64,false));
         REQUIRED INT64 gpa (INTEGER(64,false));
         OPTIONAL INT64 hva (INTEGER(64,false));
         OPTIONAL INT64 hpa (INTEGER(64,false));
-    }";
-    const SORTED: &'static [&'static str] = &["page"];
+    }",
+        named: &[],
+        varied: &[],
+        sorted: &["page"],
+    };
 
     fn len(&self) -> usize {
         self.page.len()

@@ -46,6 +46,19 @@ pub(super) enum Column<'a> {
     Name(&'a [u8], &'a [ByteArray]),
 }
 
+/// What a table looks like.
+#[derive(Default)]
+pub(super) struct Layout {
+    /// The columns, in Parquet's own notation. They are kept as differences, but for:
+    pub schema: &'static str,
+    /// columns of few different values,
+    pub named: &'static [&'static str],
+    /// and numbers that have little to do with the one before.
+    pub varied: &'static [&'static str],
+    /// Columns whose values never fall.
+    pub sorted: &'static [&'static str],
+}
+
 /// The file.
 pub(super) struct Table<S> {
     store: S,
@@ -57,10 +70,12 @@ pub(super) struct Table<S> {
 }
 
 impl<S: Store> Table<S> {
-    /// A table with the columns of `schema`, in Parquet's own notation. `named` are the columns that hold few different
-    /// values, `sorted` those whose values never fall.
-    pub fn new(store: S, schema: &str, named: &[&str], sorted: &[&str]) -> Result<Self, ParquetError> {
-        let schema = Arc::new(parse_message_type(schema)?);
+    /// A table without rows.
+    ///
+    /// # Errors
+    /// The layout is no layout.
+    pub fn new(store: S, layout: &Layout) -> Result<Self, ParquetError> {
+        let schema = Arc::new(parse_message_type(layout.schema)?);
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
             // Readers skip groups by them where rows are sorted; elsewhere they cost time and tell nothing.
@@ -69,12 +84,15 @@ impl<S: Store> Table<S> {
             .set_dictionary_enabled(false)
             .set_created_by(concat!("vitrine ", env!("CARGO_PKG_VERSION")).to_owned());
         let mut properties = properties.set_encoding(Encoding::DELTA_BINARY_PACKED);
-        for name in named {
+        for name in layout.varied {
+            properties = properties.set_column_encoding(ColumnPath::from(*name), Encoding::PLAIN);
+        }
+        for name in layout.named {
             let path = ColumnPath::from(*name);
             properties =
                 properties.set_column_encoding(path.clone(), Encoding::PLAIN).set_column_dictionary_enabled(path, true);
         }
-        for name in sorted {
+        for name in layout.sorted {
             let path = ColumnPath::from(*name);
             properties = properties.set_column_statistics_enabled(path, EnabledStatistics::Chunk);
         }

@@ -1,6 +1,6 @@
 //! Traces read back with another reader than the writer, full disks, slow disks.
 
-use super::table::Column;
+use super::table::{Column, Layout};
 use super::*;
 use memory::{AccessKind, Hva, Origin};
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -89,7 +89,7 @@ fn groups_are_sorted_and_their_pages_are_known_once() {
     let trace = Trace::create(&spec(&folder, ",r"), 1, |error| panic!("{error}")).expect("a trace");
     let rows = GROUP as u64 * 2 + 5;
     for n in 0..rows {
-        trace.access(&access(AccessKind::Read, Some(n % 7 << 12), (n % 7) << 12, 8, n.into()));
+        trace.access(&access(AccessKind::Read, Some((n % 7) << 12), (n % 7) << 12, 8, n.into()));
         trace.access(&access(AccessKind::Write, Some(0), 0, 8, 0));
     }
     let summary = trace.finish().expect("a disk");
@@ -125,10 +125,11 @@ fn a_full_disk_leaves_the_groups_that_are_whole() {
     let values: Vec<i64> = (0..10_000u64)
         .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(n as u32 & 63)).cast_signed())
         .collect();
+    let layout = Layout { schema: "message t { REQUIRED INT64 a; }", ..Layout::default() };
     for (room, whole) in [(1000, 0), (100_000, 1), (200_000, 2)] {
         let path = tempfile::NamedTempFile::new().expect("a file");
         let disk = Disk { file: path.reopen().expect("a file"), room };
-        let mut table = Table::new(disk, "message t { REQUIRED INT64 a; }", &[], &[]).expect("a table");
+        let mut table = Table::new(disk, &layout).expect("a table");
         let added = (0..).find(|_| table.append(&[Column::Long(&values)]).is_err());
         assert_eq!(added, Some(whole), "{room}");
         let len = table.finish(&[("dropped", 10_000)]).expect("there is room for the footer");
