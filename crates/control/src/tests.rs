@@ -3,7 +3,8 @@
 use crate::Monitor;
 use cpu::cpuid::Model;
 use guests::{image, initramfs};
-use iced_x86::code_asm::{qword_ptr, rax, rbx, rcx};
+use iced_x86::IcedError;
+use iced_x86::code_asm::{CodeAssembler, qword_ptr, rax, rbx, rcx};
 use machine::{Config, Handle, Machine, MachineError, Outcome, RunState};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
 mod sockets;
+mod watches;
 
 const VALUE: u64 = 0x1122_3344_5566_7788;
 
@@ -39,7 +41,7 @@ impl Guest {
 
     /// The same before its first instruction.
     fn standing() -> Self {
-        let image = image::long_mode(|a| {
+        let program = |a: &mut CodeAssembler| {
             let mut again = a.create_label();
             a.mov(rax, VALUE)?;
             a.mov(qword_ptr(image::DATA), rax)?;
@@ -49,10 +51,19 @@ impl Guest {
             a.set_label(&mut again)?;
             a.inc(rcx)?;
             a.jmp(again)
-        });
-        let kernel = initramfs::file_of(&image);
-        let config =
+        };
+        Self::of(program, |_| {})
+    }
+
+    /// One that is to run `program`, before its first instruction.
+    fn of(
+        program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+        configure: impl FnOnce(&mut Config),
+    ) -> Self {
+        let kernel = initramfs::file_of(&image::long_mode(program));
+        let mut config =
             Config { memory: 16 << 20, kernel: Some(kernel.path().into()), ..Config::new(Arc::new(Model::max())) };
+        configure(&mut config);
         let machine = Machine::new(config).unwrap();
         let handle = machine.handle();
         handle.pause();
@@ -272,42 +283,6 @@ fn everything_can_be_asked() {
     assert_eq!(Monitor::complete("info re"), ["registers"]);
     assert_eq!(Monitor::complete("sys"), ["system_reset", "system_powerdown"]);
     assert_eq!(Monitor::complete("x 0"), [""; 0]);
-}
-
-#[test]
-fn watches_come_and_go_while_the_guest_runs() {
-    let mut guest = Guest::running();
-    assert_eq!(guest.say("info watch"), "nothing is watched\n");
-    assert_eq!(guest.say("watch rw:110000+8"), "1: rw:110000+8, 0 hits\n");
-    assert_eq!(
-        guest.say("watch w:*jiffies+8"),
-        "2: w:*jiffies+8 nowhere: no kernel of the guest has begun yet, 0 hits\n"
-    );
-    let wrong = guest.say("watch r:12z4");
-    assert_eq!(wrong.lines().count(), 2, "{wrong}");
-    assert!(
-        wrong.contains("column 5: 'z' is too much") && wrong.ends_with("Try \"help watch\" for more information\n")
-    );
-    assert_eq!(guest.say("unwatch 2"), "");
-    assert_eq!(guest.say("watch gpa:110000"), "3: rw:gpa:110000+1, 0 hits\n", "numbers are not used again");
-    // The guest begins anew, and stores its value again.
-    guest.say("system_reset");
-    let start = Instant::now();
-    let hits = |guest: &Guest| guest.handle.lens().watches().iter().map(|watch| watch.hits).collect::<Vec<_>>();
-    while hits(&guest) != [1, 1] {
-        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", hits(&guest));
-    }
-    let hit = guest.handle.lens().last_hit().unwrap();
-    assert_eq!((hit.watch, hit.access.gpa.0, hit.access.value), (1, image::DATA, VALUE.into()));
-    assert_eq!(hit.access.hva, guest.handle.map().hva_of(hit.access.gpa));
-    let listed = guest.say("info watch");
-    assert!(
-        listed.contains("1: rw:110000+8, 1 hits, last w8 rip 102") && listed.contains(" val 1122334455667788\n3: ")
-    );
-    for (line, part) in [("unwatch 2", "no watch '2'"), ("unwatch x", "no watch 'x'"), ("unwatch", "unexpected end")] {
-        assert!(guest.say(line).contains(part), "{line}");
-    }
-    assert_eq!(guest.say("unwatch all") + &guest.say("info watch"), "nothing is watched\n");
 }
 
 #[test]

@@ -26,6 +26,23 @@ pub(crate) fn unwatch(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> O
     Ok(String::new())
 }
 
+/// `enable`.
+pub(crate) fn enable(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    turn(monitor, arguments, true)
+}
+
+/// `disable`.
+pub(crate) fn disable(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    turn(monitor, arguments, false)
+}
+
+fn turn(monitor: &Monitor, arguments: &mut Arguments<'_>, on: bool) -> Outcome {
+    for id in chosen(monitor, arguments)? {
+        monitor.handle.enable_watch(id, on)?;
+    }
+    Ok(String::new())
+}
+
 /// The watches that a number, or `all`, chooses.
 fn chosen(monitor: &Monitor, arguments: &mut Arguments<'_>) -> Result<Vec<u32>, MonitorError> {
     let word = arguments.word()?;
@@ -56,7 +73,12 @@ fn list(monitor: &Monitor) -> String {
 }
 
 fn line(listed: &Listed) -> String {
-    let Listed { id, watch, place, hits, last } = listed;
+    let Listed { id, watch, place, enabled, left, hits, last } = listed;
+    let state = match left {
+        _ if !enabled => ", off",
+        Some(0) => ", over",
+        _ => "",
+    };
     let place = match place {
         // By address, its expression says it all.
         Ok(_) if !matches!(watch.start, Start::Symbol { .. }) => String::new(),
@@ -68,5 +90,5 @@ fn line(listed: &Listed) -> String {
         let kind = lens::format::kind(access.kind);
         format!(", last {kind}{} rip {:x} val {:x}", access.size, access.origin.rip, access.value)
     });
-    format!("{id}: {watch}{place}, {hits} hits{last}")
+    format!("{id}: {watch}{place}{state}, {hits} hits{last}")
 }

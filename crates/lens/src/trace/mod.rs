@@ -17,7 +17,7 @@ mod rows;
 mod spec;
 mod table;
 
-use crate::filter::{Filter, WatchesFull};
+use crate::filter::{Filter, WatchRefused};
 use crate::symbols::Kernel;
 use memory::observe::Interest;
 use memory::{Access, Gpa, Gva, Observer, Pagemap, PhysicalMap};
@@ -64,9 +64,9 @@ pub enum TraceError {
         /// The host's answer.
         source: io::Error,
     },
-    /// It has too many filters.
-    #[error("the trace has too many filters: {0}")]
-    Filters(#[source] WatchesFull),
+    /// A filter cannot be.
+    #[error("a filter of the trace cannot be: {0}")]
+    Filters(#[source] WatchRefused),
     /// The thread that writes a file cannot be started.
     #[error("a thread for the trace cannot be started")]
     Thread(#[source] io::Error),
@@ -324,7 +324,7 @@ impl Observer for Trace {
 
     fn access(&self, access: &Access) {
         let Some(stream) = self.streams.get(access.origin.cpu as usize) else { return };
-        if self.over.load(Ordering::Relaxed) || !self.filter.sift(access, |_| {}) {
+        if self.over.load(Ordering::Relaxed) || !self.filter.sift(access, |_, _| {}) {
             return;
         }
         let mut stream = lock(stream);
