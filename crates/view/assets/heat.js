@@ -211,12 +211,19 @@ export class Heat {
   }
 
   drawAxis() {
-    const [from, to] = this.range, ticks = innerWidth < 640 ? 3 : 6;
-    $("axis").replaceChildren(...Array.from({ length: ticks + 1 }, (_, i) => {
-      const tick = element("span", "", `0x${Math.round(from + (to - from) * i / ticks).toString(16)}`);
-      tick.style.left = `${100 * i / ticks}%`;
-      return tick;
-    }));
+    const [from, to] = this.range, wide = to - from;
+    // Round numbers, as many as have room.
+    let step = PAGE;
+    while (wide / step > (innerWidth < 640 ? 4 : 9)) step *= 2;
+    const ticks = [];
+    for (let at = Math.ceil(from / step) * step; at < to; at += step) {
+      const tick = element("span", "", `0x${at.toString(16)}`);
+      const part = (at - from) / wide;
+      tick.style.left = `${100 * part}%`;
+      tick.className = part < 0.02 ? "first" : "";
+      if (part < 0.95) ticks.push(tick);
+    }
+    $("axis").replaceChildren(...ticks);
     $("heat-range").textContent = `${size(to - from)} of ${size(this.end)}`;
   }
 
