@@ -51,9 +51,8 @@ export class Panels {
     this.faults(figures, before, per);
     this.devices(figures, before, per);
     this.registers(cpu, was);
-    if (this.pinned) return;
     // What an expression names moves with the machine.
-    if (this.chainAt && /\$/.test(this.chainAt)) this.follow(this.chainAt);
+    if (this.chainAt && !this.asking && /\$/.test(this.chainAt)) this.follow(this.chainAt);
   }
 
   chart() {
@@ -160,18 +159,22 @@ export class Panels {
 
   /** Follows an address through all four. */
   async follow(at) {
-    if (!at.trim() || this.asking) return;
-    this.asking = true;
+    if (!at.trim()) return;
+    const turn = this.turn = (this.turn ?? 0) + 1;
     this.chainAt = at;
+    this.asking = true;
     try {
       const chain = await ask("chain", at);
+      // Another address may have been asked for meanwhile.
+      if (turn !== this.turn) return;
       $("chain-what").textContent = chain.symbol && chain.symbol !== at ? `${at} is in ${chain.symbol}` : "";
       this.showChain(chain);
     } catch (error) {
+      if (turn !== this.turn) return;
       $("chain-what").textContent = error.message;
       this.chainAt = null;
     } finally {
-      this.asking = false;
+      if (turn === this.turn) this.asking = false;
     }
   }
 
