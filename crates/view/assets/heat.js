@@ -7,6 +7,7 @@ const ROW = 2;               // height of a round, in CSS pixels
 const CELLS_MAX = 1 << 20;   // cells of fading heat that are remembered
 const FADES = 0.72;          // of heat, from one round to the next
 const KINDS = ["read", "write", "fetch"];
+const [READ, OTHERS] = [1, 6];
 
 const units = [["GiB", 30], ["MiB", 20], ["KiB", 10]];
 export function size(bytes) {
@@ -62,7 +63,8 @@ export class Heat {
     for (const [first, len, bits] of round.runs) {
       const scale = 2 ** (round.shift - this.cellShift);
       const from = Math.floor(first * scale), to = Math.max(from + 1, Math.ceil((first + len) * scale));
-      for (let kind = 0; kind < 3; kind++) if (bits >> kind & 1) this.cells[kind].fill(1, from, to);
+      const seen = this.seen(bits);
+      for (let kind = 0; kind < 3; kind++) if (seen >> kind & 1) this.cells[kind].fill(1, from, to);
     }
     this.draw();
   }
@@ -119,7 +121,6 @@ export class Heat {
     const { kinds, ground } = this.palette;
     let total = 0, most = 0;
     for (let kind = 0; kind < 3; kind++) {
-      if (!this.shown[kind]) amounts[kind] = 0;
       total += amounts[kind];
       most = Math.max(most, amounts[kind]);
     }
@@ -135,6 +136,12 @@ export class Heat {
     pixels[at + 3] = 255;
   }
 
+  /** The kinds whose colours a page gets: nearly all that is written or fetched is read, too. */
+  seen(bits) {
+    const shown = this.shown.reduce((mask, on, kind) => mask | (on ? 1 << kind : 0), 0) & bits;
+    return shown & OTHERS ? shown & ~READ : shown;
+  }
+
   /** How much of each pixel of a row was touched, by kind. */
   row(round, wide) {
     const [from, to] = this.range;
@@ -144,9 +151,10 @@ export class Heat {
       const start = (first * unit - from) * scale, end = ((first + len) * unit - from) * scale;
       if (end <= 0 || start >= wide) continue;
       const last = Math.min(wide - 1, Math.ceil(end) - 1);
+      const seen = this.seen(bits);
       for (let x = Math.max(0, Math.floor(start)); x <= last; x++) {
         const part = Math.min(end, x + 1) - Math.max(start, x);
-        for (let kind = 0; kind < 3; kind++) if (bits >> kind & 1) amounts[kind][x] += part;
+        for (let kind = 0; kind < 3; kind++) if (seen >> kind & 1) amounts[kind][x] += part;
       }
     }
     return amounts;
