@@ -4,7 +4,7 @@ use crate::arguments::Arguments;
 use crate::command::{Command, lines};
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::registers::Snapshot;
-use crate::{paging, touched};
+use crate::{paging, touched, watching};
 use machine::{Chip, RunState, Vcpu};
 use memory::Gva;
 
@@ -59,6 +59,12 @@ pub(crate) const COMMANDS: &[Command] = &[
         run: touched::working_set,
     },
     Command { names: &["version"], arguments: "", help: "show the version of Vitrine", run: version },
+    Command {
+        names: &["watch"],
+        arguments: "",
+        help: "show what is watched, where that is now, and how often it was accessed",
+        run: watching::info,
+    },
 ];
 
 /// `info symbol`.

@@ -21,6 +21,7 @@ mod paging;
 mod qmp;
 mod registers;
 mod touched;
+mod watching;
 
 pub use client::{Address, Server, SocketError};
 pub use gdb::serve_gdb;

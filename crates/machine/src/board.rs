@@ -48,6 +48,7 @@ use devices::testdev::{self, TestDevice, TestMemory};
 use devices::timer::Timers;
 use devices::uart::{self, Uart};
 use devices::{A20, Pin, PortBus, PortDevice, PowerSwitch, Reset};
+use lens::Lens;
 use lens::touched::Book;
 use memory::ram::{GuestRam, RamRegion};
 use memory::{Gpa, Mmio, PhysicalMap};
@@ -67,6 +68,8 @@ pub(crate) struct Board {
     pub(crate) touched: Book,
     /// How many want all instructions counted.
     pub(crate) counting: AtomicUsize,
+    /// What looks at memory accesses.
+    pub(crate) lens: Arc<Lens>,
     /// What the ACPI tables are to say.
     pub(crate) info: BoardInfo,
     /// COM1 to COM4, as far as they are there.
@@ -167,7 +170,7 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
         let connections =
             Connections { map: map.clone(), signals, ports: ports.clone(), apic: apic.clone(), clock: clock.clone() };
         let mut cpu = Cpu::new(id, config.cpu_model.clone(), connections);
-        cpu.mmu.set_observer(config.observer.clone());
+        cpu.mmu.set_observer(config.lens.observer());
         cpu
     });
     let cpus = cpus.collect();
@@ -177,6 +180,7 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
         clock,
         timers,
         pm,
+        lens: config.lens,
         ports,
         touched,
         counting,

@@ -20,7 +20,7 @@ pub use clock::MachineClock;
 pub use config::{Accel, BoardKind, Config, DebugConsole, DebugExitPorts, MachineError, Serial};
 pub use control::{Crash, Outcome};
 pub use events::{Event, RunState};
-pub use handle::{Bus, Chip, DeviceCount, Handle, InspectError};
+pub use handle::{Bus, Chip, DeviceCount, Handle, InspectError, WatchError};
 pub use registers::Registers;
 pub use touched::{Heat, Looking};
 pub use vcpu::Vcpu;

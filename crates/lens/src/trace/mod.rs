@@ -17,9 +17,10 @@ mod rows;
 mod spec;
 mod table;
 
-use crate::filter::Filter;
+use crate::filter::{Filter, WatchesFull};
+use crate::symbols::Kernel;
 use memory::observe::Interest;
-use memory::{Access, Gpa, Gva, Observer, Pagemap};
+use memory::{Access, Gpa, Gva, Observer, Pagemap, PhysicalMap};
 use parquet::errors::ParquetError;
 use rows::{Accesses, Pages, Rows};
 pub use spec::{Spec, SpecError};
@@ -63,6 +64,9 @@ pub enum TraceError {
         /// The host's answer.
         source: io::Error,
     },
+    /// It has too many filters.
+    #[error("the trace has too many filters: {0}")]
+    Filters(#[source] WatchesFull),
     /// The thread that writes a file cannot be started.
     #[error("a thread for the trace cannot be started")]
     Thread(#[source] io::Error),
@@ -247,14 +251,20 @@ fn part(file: &Path, part: &str) -> PathBuf {
 
 impl Trace {
     /// Traces what `spec` says of `cpus` vCPUs. `broken` is called when a file cannot be written, which ends the trace.
+    /// `kernel` is asked for symbols.
     ///
     /// # Errors
     /// A file cannot be made, or a thread.
     pub fn create(
         spec: &Spec,
         cpus: u32,
+        kernel: Arc<Kernel>,
         broken: impl Fn(&TraceError) + Send + Sync + 'static,
     ) -> Result<Self, TraceError> {
+        let filter = Filter::new(kernel, false);
+        for watch in &spec.filters {
+            filter.add(watch.clone()).map_err(TraceError::Filters)?;
+        }
         let over = Arc::<AtomicBool>::default();
         let ends = Arc::clone(&over);
         let broken: Arc<Broken> = Arc::new(move |error| {
@@ -271,14 +281,17 @@ impl Trace {
         // Rows of pages are few, and others would be useless without them.
         let feed = Feed::new(part(&spec.file, "pages"), Full::Wait, Arc::clone(&broken))?;
         let known = Known { rows: HashMap::new(), next: 0, feed, pagemap: Pagemap::open().ok() };
-        Ok(Self {
-            filter: Filter::new(&spec.filters),
-            began: Instant::now(),
-            seq: AtomicU64::new(0),
-            over,
-            streams,
-            known: Mutex::new(known),
-        })
+        Ok(Self { filter, began: Instant::now(), seq: AtomicU64::new(0), over, streams, known: Mutex::new(known) })
+    }
+
+    /// Whether anything is traced.
+    pub(crate) fn wants_any(&self) -> bool {
+        !self.over.load(Ordering::Relaxed)
+    }
+
+    /// As [`Observer::system_calls_enter`]; what there is to say of symbols that are not found.
+    pub(crate) fn kernel_begins(&self, map: &Arc<PhysicalMap>, entry: Gva, gpa: Gpa) -> Vec<String> {
+        if self.filter.system_calls_enter(map, entry, gpa) { self.filter.missing() } else { Vec::new() }
     }
 
     /// Ends the trace: what is left is written, the files are whole afterwards.
@@ -311,7 +324,7 @@ impl Observer for Trace {
 
     fn access(&self, access: &Access) {
         let Some(stream) = self.streams.get(access.origin.cpu as usize) else { return };
-        if self.over.load(Ordering::Relaxed) || !self.filter.wants(access) {
+        if self.over.load(Ordering::Relaxed) || !self.filter.sift(access, |_| {}) {
             return;
         }
         let mut stream = lock(stream);
@@ -335,6 +348,10 @@ impl Observer for Trace {
         };
         feed.rows.push(seq, time, access, page);
         feed.pass();
+    }
+
+    fn interest_changed(&self) -> bool {
+        self.filter.interest_changed()
     }
 }
 
