@@ -2,6 +2,7 @@
 
 use control::Monitor;
 use control::figures::Figures;
+use control::look::Watched;
 use lens::touched::{Pages, Round, Run};
 use machine::{Handle, Heat, Looking};
 use serde::Serialize;
@@ -38,6 +39,7 @@ struct Look {
     /// The machine's figures, or why there are none.
     figures: Option<Figures>,
     error: Option<String>,
+    watched: Watched,
     /// What was touched since the look before; nothing at the first.
     heat: Option<Touched>,
 }
@@ -101,9 +103,10 @@ impl Eye {
             self.heat = self.handle.heat().ok();
         }
         let heat = self.heat.as_ref().and_then(|heat| heat.turn().ok()).map(Touched::from);
+        let watched = self.monitor.watched();
         match self.monitor.figures() {
-            Ok(figures) => Look { figures: Some(figures), error: None, heat },
-            Err(error) => Look { figures: None, error: Some(error.to_string()), heat },
+            Ok(figures) => Look { figures: Some(figures), error: None, watched, heat },
+            Err(error) => Look { figures: None, error: Some(error.to_string()), watched, heat },
         }
     }
 
