@@ -10,7 +10,7 @@ use lens::{Hit, Listed, Watch, WatchError};
 use memory::walk::Mode;
 use memory::walk::spans::Alike;
 use memory::{Access, Gpa, Gva};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use x86::{PAGE_OFFSET, PAGE_SHIFT, PAGE_SIZE, Pte};
 
 /// Runs of mappings that are searched for a page.
@@ -87,7 +87,7 @@ pub struct Page {
 }
 
 /// What is watched.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watched {
     /// Each watch.
     pub watches: Vec<Watching>,
@@ -96,7 +96,7 @@ pub struct Watched {
 }
 
 /// A watch.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Watching {
     /// Its number.
     pub id: u32,
@@ -109,11 +109,11 @@ pub struct Watching {
 }
 
 /// An access to what is watched, with all that was known of it when it was made.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "as in memory::Access and lens::Hit")]
 pub struct LastAccess {
     pub watch: u32,
-    pub kind: &'static str,
+    pub kind: String,
     pub size: u8,
     pub value: String,
     pub old: Option<String>,
@@ -141,7 +141,7 @@ impl From<Hit> for LastAccess {
         let digits = |value: u128| format!("{value:0width$x}", width = 2 * usize::from(size));
         Self {
             watch,
-            kind: lens::format::kind(kind),
+            kind: lens::format::kind(kind).to_owned(),
             size,
             value: digits(value),
             old: old.map(digits),

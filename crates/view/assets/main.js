@@ -53,15 +53,15 @@ function banner(text) {
 }
 
 function look({ data }) {
-  const { figures, error, heat: touched, watched } = JSON.parse(data);
+  const { figures, error, heat: touched } = JSON.parse(data);
   banner(error);
   if (figures) {
     status(figures.status);
     panels.update(figures);
     tables.update(figures);
+    watches.update(figures.watched);
     heat.extent(figures.memory);
   }
-  if (watched) watches.update(watched);
   if (touched) heat.add(touched);
 }
 

@@ -2,7 +2,6 @@
 
 use control::Monitor;
 use control::figures::Figures;
-use control::look::Watched;
 use lens::touched::{Pages, Round, Run};
 use machine::{Handle, Heat, Looking};
 use serde::Serialize;
@@ -39,7 +38,6 @@ struct Look {
     /// The machine's figures, or why there are none.
     figures: Option<Figures>,
     error: Option<String>,
-    watched: Watched,
     /// What was touched since the look before; nothing at the first.
     heat: Option<Touched>,
 }
@@ -103,10 +101,9 @@ impl Eye {
             self.heat = self.handle.heat().ok();
         }
         let heat = self.heat.as_ref().and_then(|heat| heat.turn().ok()).map(Touched::from);
-        let watched = self.monitor.watched();
         match self.monitor.figures() {
-            Ok(figures) => Look { figures: Some(figures), error: None, watched, heat },
-            Err(error) => Look { figures: None, error: Some(error.to_string()), watched, heat },
+            Ok(figures) => Look { figures: Some(figures), error: None, heat },
+            Err(error) => Look { figures: None, error: Some(error.to_string()), heat },
         }
     }
 
