@@ -3,14 +3,14 @@
 use crate::Monitor;
 use cpu::cpuid::Model;
 use guests::{image, initramfs};
-use iced_x86::IcedError;
-use iced_x86::code_asm::{CodeAssembler, qword_ptr, rax, rbx, rcx};
-use machine::{Config, Handle, Machine, MachineError, Outcome, RunState};
+use iced_x86::code_asm::{qword_ptr, rax, rbx, rcx};
+use machine::{Accel, Config, Handle, Machine, MachineError, Outcome, RunState};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
+mod look;
 mod sockets;
 mod watches;
 
@@ -41,7 +41,7 @@ impl Guest {
 
     /// The same before its first instruction.
     fn standing() -> Self {
-        let program = |a: &mut CodeAssembler| {
+        let image = image::long_mode(|a| {
             let mut again = a.create_label();
             a.mov(rax, VALUE)?;
             a.mov(qword_ptr(image::DATA), rax)?;
@@ -51,16 +51,18 @@ impl Guest {
             a.set_label(&mut again)?;
             a.inc(rcx)?;
             a.jmp(again)
-        };
-        Self::of(program, |_| {})
+        });
+        Self::of(&image, Accel::default())
     }
 
-    /// One that is to run `program`, before its first instruction.
-    fn of(
-        program: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
-        configure: impl FnOnce(&mut Config),
-    ) -> Self {
-        let kernel = initramfs::file_of(&image::long_mode(program));
+    /// Another one, before its first instruction.
+    fn of(image: &[u8], accel: Accel) -> Self {
+        Self::with(image, |config| config.accel = accel)
+    }
+
+    /// The same in another machine.
+    fn with(image: &[u8], configure: impl FnOnce(&mut Config)) -> Self {
+        let kernel = initramfs::file_of(image);
         let mut config =
             Config { memory: 16 << 20, kernel: Some(kernel.path().into()), ..Config::new(Arc::new(Model::max())) };
         configure(&mut config);

@@ -3,8 +3,8 @@
 use crate::arguments::Arguments;
 use crate::command::lines;
 use crate::monitor::{Monitor, MonitorError, Outcome};
+use lens::Listed;
 use lens::watch::Start;
-use lens::{Listed, Watch};
 
 /// `watch`: without an expression, what there is.
 pub(crate) fn watch(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
@@ -12,8 +12,7 @@ pub(crate) fn watch(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Out
     if text.is_empty() {
         return Ok(list(monitor));
     }
-    let watch: Watch = text.parse().map_err(|error: lens::WatchError| MonitorError::Watch(error.to_string()))?;
-    let id = monitor.handle.watch(watch).map_err(|error| MonitorError::Other(error.to_string()))?;
+    let id = monitor.watch(text)?;
     let watches = monitor.handle.lens().watches();
     Ok(lines(watches.iter().filter(|listed| listed.id == id).map(line)))
 }

@@ -9,6 +9,7 @@ mod plan;
 mod run;
 mod say;
 mod session;
+mod top;
 
 use std::io::{self, Write};
 use std::process::exit;
@@ -39,7 +40,11 @@ fn main() {
 
 fn command() -> Result<End> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let demo = arguments.is_empty();
+    if let Some((_, rest)) = arguments.split_first().filter(|(first, _)| *first == "top") {
+        top::run(rest)?;
+        return Ok(End::Status(0));
+    }
+    let demo = arguments.iter().all(|argument| argument == "view");
     let flags = match flags::parse(arguments)? {
         Request::Print(text) => {
             io::stdout().write_all(text.as_bytes()).context("standard output cannot be written")?;

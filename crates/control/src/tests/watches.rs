@@ -3,7 +3,6 @@
 use super::*;
 use iced_x86::code_asm::rdx;
 use lens::{Lens, Watcher};
-use machine::Accel;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
@@ -43,7 +42,7 @@ fn value(line: &str) -> u64 {
 fn counting(accel: Accel) -> (Guest, Lines) {
     let lines = Lines::default();
     let sink = Box::new(lines.clone());
-    let program = |a: &mut CodeAssembler| {
+    let image = image::long_mode(|a| {
         let mut again = a.create_label();
         a.xor(rcx, rcx)?;
         a.set_label(&mut again)?;
@@ -52,8 +51,8 @@ fn counting(accel: Accel) -> (Guest, Lines) {
         a.mov(rdx, qword_ptr(COUNTER))?;
         a.nop()?;
         a.jmp(again)
-    };
-    let guest = Guest::of(program, |config| {
+    });
+    let guest = Guest::with(&image, |config| {
         config.accel = accel;
         let watcher = Watcher::new(lens::Format::default(), Arc::default(), sink, |error| panic!("{error}"));
         config.lens = Arc::new(Lens::new(watcher, None));

@@ -48,6 +48,7 @@ const NOTHING: Full = Full {
     rights: Rights { user: false, writable: false, no_execute: false, dirty: false, global: false, key: 0 },
     shift: 0,
     watch: Interest { read: false, write: false, fetch: false },
+    touched: Interest::ALL,
 };
 
 impl Table {

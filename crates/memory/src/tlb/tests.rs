@@ -168,6 +168,7 @@ fn tables_grow_with_use_and_shrink_without() {
         rights: Rights::default(),
         shift: 12,
         watch: Interest::default(),
+        touched: Interest::ALL,
     };
     let fill = |tlb: &mut Tlb, page: u64| {
         tlb.fill(Space::User, Entry { read: Comparator::new(Gva(page * 0x1000), 0), ..Entry::EMPTY }, full(page));
