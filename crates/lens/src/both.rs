@@ -11,7 +11,7 @@ pub struct Both<A, B>(pub A, pub Arc<B>);
 impl<A: Observer, B: Observer> Observer for Both<A, B> {
     fn interest(&self, gva: Gva, gpa: Gpa) -> Interest {
         let (a, b) = (self.0.interest(gva, gpa), self.1.interest(gva, gpa));
-        Interest { read: a.read || b.read, write: a.write || b.write, fetch: a.fetch || b.fetch }
+        Interest { read: a.read || b.read, write: a.write || b.write, fetch: a.fetch || b.fetch, ..Interest::default() }
     }
 
     fn wants_walks(&self, gpa: Gpa) -> bool {

@@ -37,7 +37,7 @@ impl Filter {
     /// See [`memory::Observer::interest`].
     pub(crate) fn interest(&self, gva: Gva, gpa: Gpa) -> Interest {
         let kinds = self.watched(Some(gva.page()), gpa.page(), PAGE_OFFSET + 1);
-        Interest { read: kinds.read, write: kinds.write, fetch: kinds.fetch }
+        Interest { read: kinds.read, write: kinds.write, fetch: kinds.fetch, ..Interest::default() }
     }
 
     /// See [`memory::Observer::wants_walks`].

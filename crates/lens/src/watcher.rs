@@ -233,7 +233,7 @@ impl Observer for Watcher {
     fn interest(&self, gva: Gva, gpa: Gpa) -> Interest {
         let kinds = self.watched(Some(gva.page()), gpa.page(), PAGE_SIZE);
         let pointer = self.has_pointer(gpa.page(), PAGE_SIZE);
-        Interest { read: kinds.read, write: kinds.write | pointer, fetch: kinds.fetch }
+        Interest { read: kinds.read, write: kinds.write | pointer, fetch: kinds.fetch, ..Interest::default() }
     }
 
     fn wants_walks(&self, gpa: Gpa) -> bool {

@@ -7,6 +7,9 @@ use crate::mmu::Origin;
 use crate::{Gpa, Gva, Hva, PhysicalMap};
 use std::sync::Arc;
 
+mod record;
+pub use record::{Batch, Record, What};
+
 /// What kind of access was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessKind {
@@ -67,6 +70,8 @@ pub struct Interest {
     pub write: bool,
     /// Instruction fetches.
     pub fetch: bool,
+    /// Of reads and writes, records by translated code will do: [`Observer::recorded`].
+    pub record: bool,
 }
 
 /// Somebody who wants to see accesses.
@@ -81,6 +86,15 @@ pub trait Observer: Send + Sync {
     /// Called for each access to a page for which there was interest, after it was made and only if it was made
     /// (an access that faulted is not reported). The observer compares the exact bytes itself.
     fn access(&self, access: &Access);
+
+    /// Whether records are wanted of what translated code accesses in pages for whose accesses they will do. Asked at first
+    /// and when interest has changed.
+    fn records(&self) -> bool {
+        false
+    }
+
+    /// Called with such records, in the order in which they and all other accesses of the vCPU were made.
+    fn recorded(&self, _batch: &Batch<'_>) {}
 
     /// Called when the guest has told where its system calls enter (LSTAR), which is `entry`, at `gpa`: a kernel is there.
     /// The vCPU waits meanwhile.
