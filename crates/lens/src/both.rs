@@ -1,6 +1,6 @@
 //! Two lenses at once.
 
-use memory::observe::Interest;
+use memory::observe::{Batch, Interest};
 use memory::{Access, Gpa, Gva, Observer, PhysicalMap};
 use std::sync::Arc;
 
@@ -11,7 +11,9 @@ pub struct Both<A, B>(pub A, pub Arc<B>);
 impl<A: Observer, B: Observer> Observer for Both<A, B> {
     fn interest(&self, gva: Gva, gpa: Gpa) -> Interest {
         let (a, b) = (self.0.interest(gva, gpa), self.1.interest(gva, gpa));
-        Interest { read: a.read || b.read, write: a.write || b.write, fetch: a.fetch || b.fetch, ..Interest::default() }
+        // Records must do for whoever has an interest.
+        let record = [a, b].into_iter().all(|of| of.record || !(of.read || of.write));
+        Interest { read: a.read || b.read, write: a.write || b.write, fetch: a.fetch || b.fetch, record }
     }
 
     fn wants_walks(&self, gpa: Gpa) -> bool {
@@ -21,6 +23,15 @@ impl<A: Observer, B: Observer> Observer for Both<A, B> {
     fn access(&self, access: &Access) {
         self.0.access(access);
         self.1.access(access);
+    }
+
+    fn records(&self) -> bool {
+        self.0.records() || self.1.records()
+    }
+
+    fn recorded(&self, batch: &Batch<'_>) {
+        self.0.recorded(batch);
+        self.1.recorded(batch);
     }
 
     fn system_calls_enter(&self, map: &Arc<PhysicalMap>, entry: Gva, gpa: Gpa) {

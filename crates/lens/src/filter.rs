@@ -27,6 +27,12 @@ impl Filter {
         Self { virtually: Ranges::new(virtually), physically: Ranges::new(physically) }
     }
 
+    /// The kinds of access that are all wanted, if nothing else is but fetches.
+    pub(crate) fn all(&self) -> Option<Kinds> {
+        let kinds = self.physically.everywhere()?;
+        (self.virtually.is_empty() && (kinds.read || kinds.write)).then_some(kinds)
+    }
+
     /// The kinds of access for which any of `size` bytes is watched.
     fn watched(&self, gva: Option<Gva>, gpa: Gpa, size: u64) -> Kinds {
         let kinds = |ranges: &Ranges, first: u64| ranges.kinds(first, first.saturating_add(size.saturating_sub(1)));

@@ -44,6 +44,12 @@ impl Record {
     pub const BEFORE: usize = offset_of!(Self, before);
     /// Where [`Record::after`] is.
     pub const AFTER: usize = offset_of!(Self, after);
+
+    /// Address of the instruction.
+    #[must_use]
+    pub fn rip(&self) -> u64 {
+        self.page.wrapping_add(self.what.offset().into())
+    }
 }
 
 /// What is known of an access when its instruction is translated, in 32 bits.
@@ -124,6 +130,18 @@ pub struct Batch<'a> {
 }
 
 impl Batch<'_> {
+    /// How many instructions the vCPU had executed before that of `record`.
+    #[must_use]
+    pub fn instructions(&self, record: &Record) -> u64 {
+        self.origin.instructions.wrapping_sub(u64::from(record.budget) + u64::from(record.what.left()))
+    }
+
+    /// Of each of [`Batch::accesses`] whether it is a write.
+    pub fn kinds(&self) -> impl Iterator<Item = bool> {
+        // Two pieces make an access.
+        self.records.iter().filter(|record| record.what.piece() & 1 == 0).map(|record| record.what.write())
+    }
+
     /// The accesses that these records are of, in pieces as all others come: see [`Access`].
     pub fn accesses(&self) -> impl Iterator<Item = Access> {
         let mut records = self.records.iter();
@@ -144,12 +162,8 @@ impl Batch<'_> {
                         (true, 0) => 3,
                         (true, cpl) => cpl,
                     },
-                    rip: first.page.wrapping_add(what.offset().into()),
-                    instructions: self
-                        .origin
-                        .instructions
-                        .wrapping_sub(first.budget.into())
-                        .wrapping_sub(what.left().into()),
+                    rip: first.rip(),
+                    instructions: self.instructions(first),
                     ..self.origin
                 },
                 cr3: self.cr3,

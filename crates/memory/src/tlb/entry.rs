@@ -67,6 +67,8 @@ impl Comparator {
         match self.0 ^ page.0 {
             0 => Some(0),
             difference if difference == RECORD | ASIDE => Some(RECORD),
+            // With RECORD alone it would be for an address that is as far away as both together.
+            difference if difference == RECORD | SLOW => None,
             difference if difference > SLOW && difference ^ SLOW < INVALID => Some(difference ^ SLOW),
             _ => None,
         }
@@ -312,7 +314,9 @@ mod tests {
             let comparator = Comparator::new(Gva(page), flags);
             let valid = flags & INVALID == 0;
             assert_eq!(comparator.flags(Gva(page)), valid.then_some(flags));
-            assert_eq!(comparator.flags(Gva(page ^ SLOW)), None, "not canonical");
+            for away in [SLOW, ASIDE, SLOW ^ ASIDE] {
+                assert_eq!(comparator.flags(Gva(page ^ away)), None, "not canonical");
+            }
             assert_eq!(comparator.flags(Gva(page ^ 0x1000)), None);
             assert_eq!(comparator.page(), Gva(page));
             for more in combinations() {
