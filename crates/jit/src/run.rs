@@ -76,7 +76,15 @@ impl Jit {
     /// The host gives no memory.
     pub fn new(config: Config) -> Result<Self, crate::Error> {
         let (cache, threshold) = (Cache::new(config.cache)?, config.threshold.max(1));
-        Ok(Self { cache, threshold, table: 0, star: None, names: RandomState::new(), code_segment: 0, recorder: Recorder::default() })
+        Ok(Self {
+            cache,
+            threshold,
+            table: 0,
+            star: None,
+            names: RandomState::new(),
+            code_segment: 0,
+            recorder: Recorder::default(),
+        })
     }
 
     /// Runs the vCPU until something stops it, as [`Cpu::run`] does.

@@ -62,9 +62,7 @@ impl Job<'_> {
         let count = pieces(size).len() as i32;
         self.asm.load(T0, field(offset_of!(Frame, records)));
         for (piece, part) in pieces(size) {
-            let record = |field: usize| {
-                Mem::at(T0, (piece as i32 - count) * size_of::<Record>() as i32 + field as i32)
-            };
+            let record = |field: usize| Mem::at(T0, (piece as i32 - count) * size_of::<Record>() as i32 + field as i32);
             self.asm.load(T1, record(Record::HVA));
             load(self.asm, T1, Mem::at(T1, 8 * piece as i32), part)?;
             self.asm.store(record(Record::AFTER), T1);

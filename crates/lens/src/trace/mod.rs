@@ -197,7 +197,16 @@ impl Trace {
             Feed::new(path, spec.full, Arc::clone(&broken), expand, packers).map(Mutex::new)
         };
         let streams = (0..cpus).map(stream).collect::<Result<_, _>>()?;
-        Ok(Self { filter, began: Instant::now(), seq: AtomicU64::new(0), time: AtomicU64::new(0), over, streams, known, all })
+        Ok(Self {
+            filter,
+            began: Instant::now(),
+            seq: AtomicU64::new(0),
+            time: AtomicU64::new(0),
+            over,
+            streams,
+            known,
+            all,
+        })
     }
 
     /// The number of the first of so many accesses, and when that is.

@@ -1,7 +1,7 @@
 //! The columns of a trace's two tables: accesses, and the pages that they were to.
 
-use super::table::{Column, Dictionary, Layout};
 use super::lot::Moment;
+use super::table::{Column, Dictionary, Layout};
 use memory::observe::{Batch, Record};
 use memory::{Access, AccessKind, Gpa, Gva, Hpa, Hva};
 use std::iter::repeat_n;

@@ -160,7 +160,7 @@ impl Encoder {
         self.body = body;
         let bytes = Bytes::from(sink.into_inner()?);
         let mut metadata = ColumnChunkMetaData::builder(Arc::clone(&description))
-            .set_compression(Compression::ZSTD(ZstdLevel::try_new(LEVEL)?))
+            .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_encodings(vec![encoding, Encoding::PLAIN, Encoding::RLE])
             .set_total_compressed_size(written as i64)
             .set_total_uncompressed_size(whole as i64)
