@@ -64,6 +64,11 @@ impl<'a> Arguments<'a> {
         Err(MonitorError::Quote)
     }
 
+    /// All that is left, as it is.
+    pub fn text(&mut self) -> &'a str {
+        std::mem::take(&mut self.rest)
+    }
+
     /// Takes `-letter`, if it is next.
     pub fn flag(&mut self, letter: char) -> bool {
         let flag = self.rest.strip_prefix('-').and_then(|rest| rest.strip_prefix(letter));

@@ -2,7 +2,7 @@
 
 use crate::arguments::Arguments;
 use crate::monitor::{Monitor, MonitorError, Outcome};
-use crate::{core_file, dump, explain, info, paging};
+use crate::{core_file, dump, explain, info, paging, watching};
 use machine::RunState;
 use std::fmt::Write;
 
@@ -81,6 +81,18 @@ const COMMANDS: &[Command] = &[
         arguments: "[-p] file",
         help: "save memory and registers as an ELF core file (-p: by virtual addresses)",
         run: core_file::dump,
+    },
+    Command {
+        names: &["watch"],
+        arguments: "[r|w|x|rw:][gpa:]addr[+len]",
+        help: "show each access to these bytes from now on; for addr also [*]symbol",
+        run: watching::watch,
+    },
+    Command {
+        names: &["unwatch"],
+        arguments: "id|all",
+        help: "end the watch 'id', or all of them",
+        run: watching::unwatch,
     },
     Command { names: &["cpu"], arguments: "index", help: "set the default CPU", run: cpu },
     Command { names: &["stop", "s"], arguments: "", help: "stop emulation", run: stop },

@@ -3,8 +3,8 @@
 use crate::arguments::Arguments;
 use crate::command::{Command, lines};
 use crate::monitor::{Monitor, MonitorError, Outcome};
-use crate::paging;
 use crate::registers::Snapshot;
+use crate::{paging, watching};
 use machine::{Chip, RunState, Vcpu};
 use memory::Gva;
 
@@ -53,6 +53,12 @@ pub(crate) const COMMANDS: &[Command] = &[
         run: paging::tlb,
     },
     Command { names: &["version"], arguments: "", help: "show the version of Vitrine", run: version },
+    Command {
+        names: &["watch"],
+        arguments: "",
+        help: "show what is watched, where that is now, and how often it was accessed",
+        run: watching::info,
+    },
 ];
 
 /// `info symbol`.

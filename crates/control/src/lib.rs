@@ -18,6 +18,7 @@ mod monitor;
 mod paging;
 mod qmp;
 mod registers;
+mod watching;
 
 pub use client::{Address, Server, SocketError};
 pub use gdb::serve_gdb;

@@ -37,6 +37,9 @@ pub enum MonitorError {
     /// Not an expression.
     #[error("{0}")]
     Expression(String),
+    /// Not a watch.
+    #[error("{0}")]
+    Watch(String),
     /// The vCPU cannot be looked at.
     #[error(transparent)]
     Inspect(#[from] InspectError),
@@ -57,7 +60,8 @@ impl From<ExpressionError> for MonitorError {
 impl MonitorError {
     /// Whether the command's help would help.
     fn is_about_arguments(&self) -> bool {
-        matches!(self, Self::Missing | Self::Quote | Self::Extraneous(_) | Self::Format(_) | Self::Expression(_))
+        use MonitorError::{Expression, Extraneous, Format, Missing, Quote, Watch};
+        matches!(self, Missing | Quote | Extraneous(_) | Format(_) | Expression(_) | Watch(_))
     }
 }
 

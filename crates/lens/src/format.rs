@@ -58,15 +58,7 @@ impl Format {
         let Access { kind, origin, gpa, size, value, .. } = access;
         match self {
             Self::Vitrine => {
-                let kind = match kind {
-                    AccessKind::Read => "r",
-                    AccessKind::Write => "w",
-                    AccessKind::Fetch => "x",
-                    AccessKind::WalkRead => "pr",
-                    AccessKind::WalkWrite => "pw",
-                    AccessKind::DescriptorRead => "dr",
-                    AccessKind::DescriptorWrite => "dw",
-                };
+                let kind = self::kind(*kind);
                 write!(
                     line,
                     "watch {kind}{size} cpu{} rip {:x} gva {gva} gpa {gpa:x} hva {hva} hpa ",
@@ -92,6 +84,20 @@ impl Format {
                 writeln!(line, "{helper} eip: {:x}, vaddr: {gva}, haddr: {hva}, Val: {value:x}", origin.rip)
             }
         }
+    }
+}
+
+/// The letters that say what was done.
+#[must_use]
+pub fn kind(kind: AccessKind) -> &'static str {
+    match kind {
+        AccessKind::Read => "r",
+        AccessKind::Write => "w",
+        AccessKind::Fetch => "x",
+        AccessKind::WalkRead => "pr",
+        AccessKind::WalkWrite => "pw",
+        AccessKind::DescriptorRead => "dr",
+        AccessKind::DescriptorWrite => "dw",
     }
 }
 

@@ -4,17 +4,18 @@
 //! Lenses implement the hook traits of `memory` and `cpu`. What nobody looks at costs nothing: a watched page has flags
 //! in its TLB entry, other pages have not.
 
-mod both;
 mod filter;
-mod format;
+pub mod format;
+mod lens;
 mod ranges;
 pub mod symbols;
 pub mod trace;
 pub mod watch;
 mod watcher;
 
-pub use both::Both;
+pub use filter::WatchesFull;
 pub use format::Format;
+pub use lens::Lens;
 pub use trace::Trace;
 pub use watch::{Watch, WatchError};
-pub use watcher::Watcher;
+pub use watcher::{Hit, Listed, Watcher};

@@ -7,12 +7,20 @@ const PHYSICAL_LAST: u64 = (1 << 52) - 1;
 
 /// An address range, both ends included.
 #[derive(Clone, Copy, Debug)]
-struct Range {
-    first: u64,
-    last: u64,
-    kinds: Kinds,
+pub(crate) struct Range {
+    pub first: u64,
+    pub last: u64,
+    pub kinds: Kinds,
+    /// Whose it is.
+    pub owner: usize,
     /// The highest `last` of this range and all before it: no range up to here reaches further.
     reach: u64,
+}
+
+impl Range {
+    pub fn new(first: u64, last: u64, kinds: Kinds, owner: usize) -> Self {
+        Self { first, last, kinds, owner, reach: last }
+    }
 }
 
 /// Ranges in order of their first address.
@@ -20,10 +28,7 @@ struct Range {
 pub(crate) struct Ranges(Vec<Range>);
 
 impl Ranges {
-    /// From (first address, last address, kinds).
-    pub(crate) fn new(ranges: impl IntoIterator<Item = (u64, u64, Kinds)>) -> Self {
-        let mut ranges: Vec<Range> =
-            ranges.into_iter().map(|(first, last, kinds)| Range { first, last, kinds, reach: last }).collect();
+    pub(crate) fn new(mut ranges: Vec<Range>) -> Self {
         ranges.sort_by_key(|range| range.first);
         let mut reach = 0;
         for range in &mut ranges {
@@ -44,18 +49,17 @@ impl Ranges {
         all.then(|| self.0.iter().fold(Kinds::default(), |kinds, range| kinds.or(range.kinds)))
     }
 
-    /// The kinds of all ranges that have an address from `first` to `last`.
+    /// All ranges that have an address from `first` to `last`.
     #[inline]
-    pub(crate) fn kinds(&self, first: u64, last: u64) -> Kinds {
+    pub(crate) fn overlapping(&self, first: u64, last: u64) -> impl Iterator<Item = &Range> {
         let before = self.0.partition_point(|range| range.first <= last);
-        self.0
-            .get(..before)
-            .unwrap_or_default()
-            .iter()
-            .rev()
-            .take_while(|range| range.reach >= first)
-            .filter(|range| range.last >= first)
-            .fold(Kinds::default(), |kinds, range| kinds.or(range.kinds))
+        let before = self.0.get(..before).unwrap_or_default();
+        before.iter().rev().take_while(move |range| range.reach >= first).filter(move |range| range.last >= first)
+    }
+
+    /// The kinds of all ranges that have an address from `first` to `last`.
+    pub(crate) fn kinds(&self, first: u64, last: u64) -> Kinds {
+        self.overlapping(first, last).fold(Kinds::default(), |kinds, range| kinds.or(range.kinds))
     }
 }
 
@@ -68,9 +72,14 @@ mod tests {
     const X: Kinds = Kinds { read: false, write: false, fetch: true };
     const NONE: Kinds = Kinds { read: false, write: false, fetch: false };
 
+    fn ranges(all: &[(u64, u64, Kinds)]) -> Ranges {
+        let all = all.iter().enumerate();
+        Ranges::new(all.map(|(owner, (first, last, kinds))| Range::new(*first, *last, *kinds, owner)).collect())
+    }
+
     #[test]
     fn edges_are_exact() {
-        let ranges = Ranges::new([(0x1000, 0x1003, R)]);
+        let ranges = ranges(&[(0x1000, 0x1003, R)]);
         assert_eq!(ranges.kinds(0xff8, 0xfff), NONE);
         assert_eq!(ranges.kinds(0xffd, 0x1000), R);
         assert_eq!(ranges.kinds(0x1003, 0x1003), R);
@@ -80,11 +89,14 @@ mod tests {
 
     #[test]
     fn a_long_range_is_found_behind_short_ones() {
-        let ranges = Ranges::new([(0x30, 0x30, X), (0x10, 0x100, R), (0x20, 0x2f, W), (u64::MAX, u64::MAX, X)]);
+        let ranges = ranges(&[(0x30, 0x30, X), (0x10, 0x100, R), (0x20, 0x2f, W), (u64::MAX, u64::MAX, X)]);
         assert_eq!(ranges.kinds(0x80, 0x80), R);
         assert_eq!(ranges.kinds(0x2f, 0x30), R.or(W).or(X));
         assert_eq!(ranges.kinds(0x101, 0x200), NONE);
         assert_eq!(ranges.kinds(u64::MAX, u64::MAX), X);
         assert_eq!(Ranges::default().kinds(0, u64::MAX), NONE);
+        let mut owners: Vec<_> = ranges.overlapping(0x2f, 0x30).map(|range| range.owner).collect();
+        owners.sort_unstable();
+        assert_eq!(owners, [0, 1, 2]);
     }
 }

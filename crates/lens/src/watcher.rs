@@ -2,24 +2,18 @@
 //!
 //! A line that cannot be written (closed stderr, full disk) ends the watch: that is said once, and the guest goes on.
 
+use crate::filter::{Filter, WatchesFull};
 use crate::format::{Format, Host};
-use crate::ranges::Ranges;
-use crate::symbols::{Table, kallsyms};
-use crate::watch::{Kinds, Start, Watch};
+use crate::symbols::Kernel;
+use crate::watch::Watch;
 use memory::observe::Interest;
 use memory::pagemap::HostPage;
-use memory::{Access, AccessKind, Gpa, Gva, Observer, Pagemap, PhysicalMap};
+use memory::{Access, Gpa, Gva, Hpa, Observer, Pagemap, PhysicalMap};
 use std::fmt;
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
-use x86::PAGE_SIZE;
-
-/// Bytes of a guest's pointer.
-const POINTER: usize = 8;
-/// How often a guest may say that a kernel is there and have it looked for.
-const ATTEMPTS: u32 = 64;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Said once, where host physical addresses are not shown.
 const HIDDEN: &str =
@@ -36,43 +30,52 @@ struct Output {
     broken: Option<Box<dyn FnOnce(io::Error) + Send>>,
 }
 
-/// What is watched, as far as it is known where that is.
-#[derive(Debug, Default)]
-struct Targets {
-    virtually: Ranges,
-    /// The pointers among the symbols that are watched: where they are in guest physical memory.
-    pointers: Vec<Gpa>,
-    symbols: Arc<Table>,
-    /// Where system calls enter, and where that is in guest physical memory.
-    entry: Option<(Gva, Gpa)>,
-    /// The memory of the machine whose kernel that is.
-    map: Option<Arc<PhysicalMap>>,
+/// An access that was reported, with all that was said of it.
+#[derive(Clone, Debug)]
+pub struct Hit {
+    /// The number of the watch; the first of those that it touched.
+    pub watch: u32,
+    /// The access, with three of its addresses.
+    pub access: Access,
+    /// The fourth; `None`: the host's kernel hides it, or a device answered.
+    pub hpa: Option<Hpa>,
+    /// The function of the instruction, with the distance from its beginning.
+    pub by: Option<String>,
+    /// The symbol of the guest virtual address, likewise.
+    pub at: Option<String>,
+}
+
+/// A watch, and what has become of it.
+#[derive(Clone, Debug)]
+pub struct Listed {
+    /// Its number.
+    pub id: u32,
+    /// What it is for.
+    pub watch: Watch,
+    /// The first and the last address that it is for now, virtual or physical as it says, or why it is nowhere.
+    pub place: Result<(u64, u64), String>,
+    /// How many accesses touched it.
+    pub hits: u64,
+    /// The last of them.
+    pub last: Option<Access>,
 }
 
 /// Watches accesses. One for all vCPUs: lines are whole, and in the order in which they were made.
-///
-/// Watches that name a symbol of the guest's kernel watch nothing until the kernel has told where its system calls enter;
-/// its own table of symbols is read then.
 pub struct Watcher {
-    watches: Vec<Watch>,
-    targets: RwLock<Targets>,
-    physically: Ranges,
-    /// Other pages are watched than before.
-    changed: AtomicBool,
-    /// How often a kernel will still be looked for.
-    attempts: AtomicU32,
+    filter: Filter,
     format: Format,
     /// `None` where there is no pagemap: every host physical address is unknown.
     pagemap: Option<Pagemap>,
     /// No more lines: the sink is broken.
     quiet: AtomicBool,
     output: Mutex<Output>,
+    last: Mutex<Option<Hit>>,
 }
 
 impl fmt::Debug for Watcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Watcher")
-            .field("watches", &self.watches)
+            .field("filter", &self.filter)
             .field("format", &self.format)
             .field("quiet", &self.quiet)
             .finish_non_exhaustive()
@@ -80,25 +83,17 @@ impl fmt::Debug for Watcher {
 }
 
 impl Watcher {
-    /// Watches for `watches` and writes to `sink`, which is flushed after each line. `broken` is called, at most
-    /// once, if that fails.
+    /// Writes lines to `sink`, which is flushed after each. `broken` is called, at most once, if that fails. `kernel` is
+    /// asked for symbols.
     #[must_use]
     pub fn new(
-        watches: &[Watch],
         format: Format,
+        kernel: Arc<Kernel>,
         sink: Box<dyn Write + Send>,
         broken: impl FnOnce(io::Error) + Send + 'static,
     ) -> Self {
-        let physically = watches.iter().filter_map(|watch| match watch.start {
-            Start::Physical(Gpa(first)) => Some((first, last(first, watch), watch.kinds)),
-            Start::Virtual(_) | Start::Symbol { .. } => None,
-        });
-        let watcher = Self {
-            watches: watches.to_vec(),
-            targets: RwLock::default(),
-            physically: Ranges::new(physically),
-            changed: AtomicBool::new(false),
-            attempts: AtomicU32::new(ATTEMPTS),
+        Self {
+            filter: Filter::new(kernel, true),
             format,
             pagemap: Pagemap::open().ok(),
             quiet: AtomicBool::new(false),
@@ -108,81 +103,52 @@ impl Watcher {
                 said: false,
                 broken: Some(Box::new(broken)),
             }),
-        };
-        watcher.locate(|_| {});
-        watcher.changed.store(false, Ordering::Relaxed);
-        watcher
-    }
-
-    /// Finds where everything is that is watched by virtual address, after `change`.
-    fn locate(&self, change: impl FnOnce(&mut Targets)) {
-        let mut targets = self.targets.write().unwrap_or_else(PoisonError::into_inner);
-        change(&mut targets);
-        let mut pointers = Vec::new();
-        let Targets { symbols, entry, map, .. } = &*targets;
-        let mut start = |watch: &Watch| match &watch.start {
-            Start::Virtual(gva) => Some(*gva),
-            Start::Physical(_) => None,
-            Start::Symbol { name, pointer } => {
-                let gva = symbols.find(name)?;
-                if !pointer {
-                    return Some(gva);
-                }
-                // The kernel's image is in one piece.
-                let (entry, at) = (*entry)?;
-                let gpa = at.wrapping_add(gva.0.wrapping_sub(entry.0));
-                pointers.push(gpa);
-                let mut bytes = [0; POINTER];
-                map.as_ref()?.read(gpa, &mut bytes).ok()?;
-                Some(Gva(u64::from_le_bytes(bytes))).filter(|gva| gva.0 != 0)
-            }
-        };
-        let ranges: Vec<_> = self
-            .watches
-            .iter()
-            .filter_map(|watch| start(watch).map(|Gva(first)| (first, last(first, watch), watch.kinds)))
-            .collect();
-        targets.virtually = Ranges::new(ranges);
-        targets.pointers = pointers;
-        drop(targets);
-        self.changed.store(true, Ordering::Release);
-    }
-
-    /// Says which symbols that are watched there are not.
-    fn tell_missing(&self) {
-        for watch in &self.watches {
-            if let Start::Symbol { name, .. } = &watch.start {
-                let (found, any) = (self.targets().symbols.find(name).is_some(), !self.targets().symbols.is_empty());
-                match (found, any) {
-                    (true, _) => {}
-                    (false, true) => self.tell(format_args!("{watch}: the guest's kernel has no symbol {name}")),
-                    (false, false) => self.tell(format_args!("{watch}: no symbols are found in the guest's kernel")),
-                }
-            }
+            last: Mutex::default(),
         }
     }
 
-    fn targets(&self) -> RwLockReadGuard<'_, Targets> {
-        self.targets.read().unwrap_or_else(PoisonError::into_inner)
+    /// Whether anything is watched.
+    pub(crate) fn wants_any(&self) -> bool {
+        self.filter.wants_any()
     }
 
-    /// The kinds of access for which any of `size` bytes is watched.
-    fn watched(&self, gva: Option<Gva>, gpa: Gpa, size: u64) -> Kinds {
-        let kinds = |ranges: &Ranges, first: u64| ranges.kinds(first, first.saturating_add(size.saturating_sub(1)));
-        let by_gpa = kinds(&self.physically, gpa.0);
-        gva.map_or(by_gpa, |gva| by_gpa.or(kinds(&self.targets().virtually, gva.0)))
+    /// One more watch. Its number is its own for ever.
+    ///
+    /// # Errors
+    /// There are as many as can be.
+    pub fn add(&self, watch: Watch) -> Result<u32, WatchesFull> {
+        self.filter.add(watch)
     }
 
-    /// Whether a pointer has any of `size` bytes at `gpa`.
-    fn has_pointer(&self, gpa: Gpa, size: u64) -> bool {
-        let touches =
-            |pointer: &Gpa| gpa.0 < pointer.0.saturating_add(POINTER as u64) && pointer.0 < gpa.0.saturating_add(size);
-        self.targets().pointers.iter().any(touches)
+    /// See [`crate::Lens::unwatch`].
+    pub(crate) fn remove(&self, id: u32) -> bool {
+        self.filter.remove(id)
+    }
+
+    /// See [`crate::Lens::watches`].
+    pub(crate) fn list(&self) -> Vec<Listed> {
+        let state = self.filter.state();
+        let listed = state.entries.iter().map(|entry| Listed {
+            id: entry.id,
+            watch: entry.watch.clone(),
+            place: entry.place.ok_or_else(|| state.missing(entry).unwrap_or_default()),
+            hits: entry.hits.load(Ordering::Relaxed),
+            last: *lock(&entry.last),
+        });
+        listed.collect()
+    }
+
+    /// See [`crate::Lens::last_hit`].
+    pub(crate) fn last_hit(&self) -> Option<Hit> {
+        let hit = lock(&self.last).clone()?;
+        let symbols = &self.filter.state().symbols;
+        let named = |gva: Gva| symbols.at(gva).map(|named| named.to_string());
+        Some(Hit { by: named(Gva(hit.access.origin.rip)), at: hit.access.gva.and_then(named), ..hit })
     }
 
     /// Writes a message, which is no line of the watch.
-    fn tell(&self, message: fmt::Arguments<'_>) {
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn tell(&self, message: fmt::Arguments<'_>) {
+        let mut output = lock(&self.output);
         output.line.clear();
         let _ = writeln!(output.line, "watch: {message}");
         self.put(&mut output);
@@ -210,74 +176,66 @@ impl Watcher {
     }
 
     #[cold]
-    fn report(&self, access: &Access) {
+    fn report(&self, access: &Access, watch: u32) {
         let (host, hidden) = self.host(access);
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let hpa = if let Host::Known(hpa) = host { Some(hpa) } else { None };
+        *lock(&self.last) = Some(Hit { watch, access: *access, hpa, by: None, at: None });
+        let mut output = lock(&self.output);
         let Output { line, said, .. } = &mut *output;
         line.clear();
         if hidden && self.format == Format::Vitrine && !std::mem::replace(said, true) {
             line.push_str(HIDDEN);
         }
         // Writing to a string does not fail.
-        let _ = self.format.line(line, access, host, &self.targets().symbols);
+        let _ = self.format.line(line, access, host, &self.filter.state().symbols);
         self.put(&mut output);
     }
 }
 
-/// The last byte of a watch whose first one is `first`.
-fn last(first: u64, watch: &Watch) -> u64 {
-    first.saturating_add(watch.len.saturating_sub(1))
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Observer for Watcher {
     fn interest(&self, gva: Gva, gpa: Gpa) -> Interest {
-        let kinds = self.watched(Some(gva.page()), gpa.page(), PAGE_SIZE);
-        let pointer = self.has_pointer(gpa.page(), PAGE_SIZE);
-        Interest { read: kinds.read, write: kinds.write | pointer, fetch: kinds.fetch, ..Interest::default() }
+        self.filter.interest(gva, gpa)
     }
 
     fn wants_walks(&self, gpa: Gpa) -> bool {
-        if self.physically.is_empty() {
-            return false;
-        }
-        let kinds = self.watched(None, gpa.page(), PAGE_SIZE);
-        kinds.read || kinds.write
+        self.filter.wants_walks(gpa)
     }
 
     fn access(&self, access: &Access) {
         if self.quiet.load(Ordering::Relaxed) {
             return;
         }
-        let kinds = self.watched(access.gva, access.gpa, access.size.into());
-        let watched = match access.kind {
-            AccessKind::Fetch => kinds.fetch,
-            kind if kind.is_write() => kinds.write,
-            _ => kinds.read,
-        };
-        if watched {
-            self.report(access);
-        }
-        if access.kind == AccessKind::Write && self.has_pointer(access.gpa, access.size.into()) {
-            self.locate(|_| {});
+        let mut first: Option<u32> = None;
+        self.filter.sift(access, |entry| {
+            entry.hit(access);
+            first = Some(first.map_or(entry.id, |id| id.min(entry.id)));
+        });
+        if let Some(watch) = first {
+            self.report(access, watch);
         }
     }
 
     fn system_calls_enter(&self, map: &Arc<PhysicalMap>, entry: Gva, gpa: Gpa) {
-        let again = self.targets().entry == Some((entry, gpa)) && !self.targets().symbols.is_empty();
-        let fewer = |left: u32| left.checked_sub(1);
-        if again || self.attempts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_err() {
-            return;
+        if self.filter.system_calls_enter(map, entry, gpa) {
+            for missing in self.filter.missing() {
+                self.tell(format_args!("{missing}"));
+            }
         }
-        let symbols = kallsyms::read(map, gpa).unwrap_or_default();
-        self.locate(|targets| {
-            targets.symbols = Arc::new(symbols);
-            (targets.entry, targets.map) = (Some((entry, gpa)), Some(map.clone()));
-        });
-        self.tell_missing();
     }
 
     fn interest_changed(&self) -> bool {
-        self.changed.swap(false, Ordering::AcqRel)
+        self.filter.interest_changed()
+    }
+}
+
+impl Default for Watcher {
+    /// Lines go to standard error.
+    fn default() -> Self {
+        Self::new(Format::default(), Arc::default(), Box::new(io::stderr()), |_| {})
     }
 }
 

@@ -48,6 +48,7 @@ use devices::testdev::{self, TestDevice, TestMemory};
 use devices::timer::Timers;
 use devices::uart::{self, Uart};
 use devices::{A20, Pin, PortBus, PortDevice, PowerSwitch, Reset};
+use lens::Lens;
 use memory::ram::{GuestRam, RamRegion};
 use memory::{Gpa, Mmio, PhysicalMap};
 use std::fmt;
@@ -60,6 +61,8 @@ pub(crate) struct Board {
     pub(crate) clock: Arc<MachineClock>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) pm: Arc<Pm>,
+    /// What looks at memory accesses.
+    pub(crate) lens: Arc<Lens>,
     /// What the ACPI tables are to say.
     pub(crate) info: BoardInfo,
     /// COM1 to COM4, as far as they are there.
@@ -160,11 +163,12 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
         let connections =
             Connections { map: map.clone(), signals, ports: ports.clone(), apic: apic.clone(), clock: clock.clone() };
         let mut cpu = Cpu::new(id, config.cpu_model.clone(), connections);
-        cpu.mmu.set_observer(config.observer.clone());
+        cpu.mmu.set_observer(config.lens.observer());
         cpu
     });
     let cpus = cpus.collect();
-    let board = Arc::new(Board { map, clock, timers, pm, info, uarts, resets, apics, pic, ioapic, pit });
+    let board =
+        Arc::new(Board { map, clock, timers, pm, lens: config.lens, info, uarts, resets, apics, pic, ioapic, pit });
     Ok(Made { board, control, cpus })
 }
 

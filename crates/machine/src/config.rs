@@ -8,7 +8,7 @@ use devices::pci::Bridge;
 use devices::port_bus::PortBusError;
 use devices::uart::COM;
 use jit::perf::Perf;
-use memory::Observer;
+use lens::Lens;
 use memory::map::MapError;
 use memory::ram::RamError;
 use std::path::PathBuf;
@@ -116,7 +116,7 @@ pub struct Config {
     /// Whether power off pauses the machine rather than ends it.
     pub no_shutdown: bool,
     /// Sees accesses to memory that it is interested in.
-    pub observer: Option<Arc<dyn Observer>>,
+    pub lens: Arc<Lens>,
     /// Files for fw_cfg, by name.
     pub fw_cfg: Vec<(String, Vec<u8>)>,
 }
@@ -142,7 +142,7 @@ impl Config {
             hpet: true,
             no_reboot: false,
             no_shutdown: false,
-            observer: None,
+            lens: Arc::default(),
             fw_cfg: Vec::new(),
         }
     }

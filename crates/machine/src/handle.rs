@@ -4,6 +4,7 @@ use crate::board::Board;
 use crate::control::Control;
 use crate::{Event, RunState, Stats, Vcpu};
 use cpu::debugger::Stop;
+use lens::{Lens, Watch, WatchesFull};
 use memory::{Gpa, PhysicalMap};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
@@ -47,6 +48,17 @@ pub enum InspectError {
     /// It does not come to its gate: it waits for a slow reader of the guest's output, say.
     #[error("CPU #{0} does not answer: something outside holds it up, such as a slow reader of the guest's output")]
     Silent(usize),
+}
+
+/// Why there cannot be one more watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WatchError {
+    /// There are as many as can be.
+    #[error(transparent)]
+    Full(#[from] WatchesFull),
+    /// A vCPU does not answer.
+    #[error(transparent)]
+    Inspect(#[from] InspectError),
 }
 
 impl Handle {
@@ -166,6 +178,42 @@ impl Handle {
     #[must_use]
     pub fn map(&self) -> &Arc<PhysicalMap> {
         &self.board.map
+    }
+
+    /// One more watch, from now on. Its number is its own for ever.
+    ///
+    /// # Errors
+    /// There are as many as can be, or a vCPU does not answer: that begins to watch as soon as it comes to its gate.
+    pub fn watch(&self, watch: Watch) -> Result<u32, WatchError> {
+        let id = self.lens().watch(watch)?;
+        self.look_anew()?;
+        Ok(id)
+    }
+
+    /// Ends a watch; false: there is none of that number.
+    ///
+    /// # Errors
+    /// A vCPU does not answer: the watch ends, but goes on to cost time until that comes to its gate.
+    pub fn unwatch(&self, id: u32) -> Result<bool, InspectError> {
+        let ended = self.lens().unwatch(id);
+        self.look_anew()?;
+        Ok(ended)
+    }
+
+    /// What looks at memory accesses. To change what is watched, use [`Handle::watch`] and [`Handle::unwatch`].
+    #[must_use]
+    pub fn lens(&self) -> &Arc<Lens> {
+        &self.board.lens
+    }
+
+    /// Has the lens see what it wants to now, on every vCPU.
+    fn look_anew(&self) -> Result<(), InspectError> {
+        let look = |index| {
+            let lens = Arc::clone(self.lens());
+            self.inspect(index, move |vcpu| vcpu.look_anew(&lens))
+        };
+        // All are asked, whoever does not answer.
+        (0..self.vcpus()).map(look).fold(Ok(()), Result::and)
     }
 
     /// The registers of an interrupt controller as a text in QEMU's form; `None` if there is none such.

@@ -19,7 +19,7 @@ pub use clock::MachineClock;
 pub use config::{Accel, BoardKind, Config, DebugConsole, DebugExitPorts, MachineError, Serial};
 pub use control::{Crash, Outcome};
 pub use events::{Event, RunState};
-pub use handle::{Chip, Handle, InspectError};
+pub use handle::{Chip, Handle, InspectError, WatchError};
 pub use registers::Registers;
 pub use vcpu::Vcpu;
 

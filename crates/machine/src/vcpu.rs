@@ -11,6 +11,8 @@ use cpu::run::{Exit, Interpreter};
 use cpu::state::RIP;
 use jit::Jit;
 use jit::perf::Perf;
+use lens::Lens;
+use memory::Gva;
 use std::sync::Arc;
 use std::thread;
 use x86::{Exception, Vector};
@@ -90,6 +92,14 @@ impl Vcpu {
         stepped.map(|()| self.cpu.take_stop()).map_err(|fault| Box::new(self.crash(&fault)))
     }
 
+    /// Has `lens` see what it wants to now, which flushes the TLB. A kernel that runs already is made known to it.
+    pub(crate) fn look_anew(&mut self, lens: &Arc<Lens>) {
+        self.cpu.mmu.set_observer(lens.observer());
+        if self.cpu.msrs.lstar != 0 {
+            self.cpu.mmu.system_calls_enter(Gva(self.cpu.msrs.lstar));
+        }
+    }
+
     fn crash(&self, fault: &TripleFault) -> Crash {
         Crash { registers: Registers::from(&self.cpu), cause: cause(fault) }
     }
@@ -117,7 +127,7 @@ pub(crate) fn run(mut vcpu: Vcpu, board: &Board, control: &Control) {
                 vcpu.reset(&entry, board);
                 continue;
             }
-            Pass::Go { flush: true } => vcpu.cpu.mmu.flush_all(),
+            Pass::Go { flush: true } => vcpu.look_anew(&board.lens),
             Pass::Go { flush: false } => {}
         }
         match vcpu.engine.run(&mut vcpu.cpu) {

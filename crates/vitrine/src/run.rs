@@ -11,10 +11,10 @@ use control::Address;
 use cpu::cpuid::Model;
 use devices::Sink;
 use jit::perf::{Perf, Wanted};
+use lens::symbols::Kernel;
 use lens::trace::{Spec, Summary, TraceError};
-use lens::{Both, Trace, Watcher};
+use lens::{Lens, Trace, Watcher};
 use machine::{Accel, Config, DebugConsole};
-use memory::Observer;
 
 use crate::flags::values::{self, Device, Monitor, Serial};
 use crate::flags::{Flags, UsageError};
@@ -47,8 +47,9 @@ pub fn run(flags: &Flags) -> Result<End> {
         let mut config = config(flags)?;
         config.serials = console.serial.iter().map(|to| serial(to, events)).collect::<Result<_>>()?;
         config.debugcon = flags.debugcon.as_ref().map(|to| debug_console(to, events)).transpose()?;
-        trace = flags.trace.as_ref().map(|spec| tracer(spec, config.cpus)).transpose()?;
-        config.observer = observer(flags, trace.clone())?;
+        let kernel = Arc::<Kernel>::default();
+        trace = flags.trace.as_ref().map(|spec| tracer(spec, config.cpus, &kernel)).transpose()?;
+        config.lens = Arc::new(Lens::new(watcher(flags, &kernel)?, trace.clone()));
         Ok(config)
     })?;
     if console.assumed {
@@ -75,21 +76,10 @@ pub fn run(flags: &Flags) -> Result<End> {
     Ok(trace.map_or(end, |trace| finish(&trace, end)))
 }
 
-/// The watch and the trace that the flags ask for.
-fn observer(flags: &Flags, trace: Option<Arc<Trace>>) -> Result<Option<Arc<dyn Observer>>> {
-    let watch = (!flags.watch.is_empty()).then(|| watcher(flags)).transpose()?;
-    Ok(match (watch, trace) {
-        (Some(watch), Some(trace)) => Some(Arc::new(Both(watch, trace))),
-        (Some(watch), None) => Some(Arc::new(watch)),
-        (None, Some(trace)) => Some(trace),
-        (None, None) => None,
-    })
-}
-
 /// The trace that `-trace` asks for.
-fn tracer(spec: &Spec, cpus: u32) -> Result<Arc<Trace>> {
+fn tracer(spec: &Spec, cpus: u32, kernel: &Arc<Kernel>) -> Result<Arc<Trace>> {
     let broken = |error: &TraceError| say(format_args!("the trace ends here: {error}"));
-    Ok(Arc::new(Trace::create(spec, cpus, broken)?))
+    Ok(Arc::new(Trace::create(spec, cpus, Arc::clone(kernel), broken)?))
 }
 
 /// Ends the trace, and says what it came to.
@@ -173,12 +163,16 @@ fn create(path: &Path) -> Result<File> {
 }
 
 /// The watch that `-watch`, `-watch-format` and `-watch-log` ask for.
-pub fn watcher(flags: &Flags) -> Result<Watcher> {
+pub fn watcher(flags: &Flags, kernel: &Arc<Kernel>) -> Result<Watcher> {
     let (to, name): (Box<dyn io::Write + Send>, _) = match &flags.watch_log {
         Some(path) => (Box::new(create(path)?), path.display().to_string()),
         None => (Box::new(io::stderr()), "standard error".to_owned()),
     };
     let format = flags.watch_format.unwrap_or_default();
     let broken = move |error| say(format_args!("no more lines of the watch: {name} cannot be written: {error}"));
-    Ok(Watcher::new(&flags.watch, format, to, broken))
+    let watcher = Watcher::new(format, Arc::clone(kernel), to, broken);
+    for watch in &flags.watch {
+        watcher.add(watch.clone()).map_err(|error| UsageError(format!("-watch: {error}")))?;
+    }
+    Ok(watcher)
 }

@@ -28,6 +28,10 @@ fn a_traced_address_shows_what_the_guest_sees() {
     let guest = GuestView::find(&learn.stdout).unwrap_or_else(|| panic!("the guest prints its view: {learn:?}"));
 
     let folder = tempfile::tempdir().expect("a folder");
+    let trace = format!("{}/s.parquet,r:*saved_command_line+4", folder.path().display());
+    let ended = Session::start(VITRINE, &[&arguments[..], &["-trace", &trace]].concat()).end(PATIENCE);
+    assert!(ended.stderr.contains(" accesses in ") && !ended.stderr.contains("trace: 0 accesses"), "{ended:?}");
+
     let page = guest.gpa & !0xfff;
     let trace = format!("{}/t.parquet,gpa:{page:x}+1000,wait", folder.path().display());
     arguments.extend(["-trace", &trace]);

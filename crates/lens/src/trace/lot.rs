@@ -23,8 +23,8 @@ pub(super) struct Moment {
 enum Done {
     /// An access.
     One(Access),
-    /// What the next so many records say, on whose behalf and with which CR3.
-    Recorded(Origin, u64, usize),
+    /// Those of the next so many records that are of these kinds; on whose behalf, and with which CR3.
+    Recorded(Origin, u64, Kinds, usize),
 }
 
 /// Accesses of a vCPU.
@@ -43,9 +43,9 @@ impl Deeds {
         self.rows += 1;
     }
 
-    /// Adds those of `batch`, which are so many rows.
-    pub fn batch(&mut self, moment: Moment, batch: &Batch<'_>, rows: usize) {
-        self.done.push((moment, Done::Recorded(batch.origin, batch.cr3, batch.records.len())));
+    /// Adds those of `batch` that are of these `kinds`, which are so many rows.
+    pub fn batch(&mut self, moment: Moment, batch: &Batch<'_>, kinds: Kinds, rows: usize) {
+        self.done.push((moment, Done::Recorded(batch.origin, batch.cr3, kinds, batch.records.len())));
         self.records.extend_from_slice(batch.records);
         self.map.get_or_insert_with(|| Arc::clone(batch.map));
         self.rows += rows;
@@ -94,16 +94,16 @@ impl Expander {
         Self { known, near: vec![None; NEAR], near_host: vec![None; NEAR] }
     }
 
-    /// Makes rows of `deeds`, but for those accesses that are not of these `kinds`.
-    pub fn expand(&mut self, deeds: &Deeds, kinds: Kinds, rows: &mut Accesses) {
+    /// Makes rows of `deeds`.
+    pub fn expand(&mut self, deeds: &Deeds, rows: &mut Accesses) {
         let mut records = deeds.records.as_slice();
         for (moment, done) in &deeds.done {
             match (done, &deeds.map) {
                 (Done::One(access), _) => self.push(*moment, access, rows),
-                (Done::Recorded(origin, cr3, count), Some(map)) => {
+                (Done::Recorded(origin, cr3, kinds, count), Some(map)) => {
                     let (these, rest) = records.split_at_checked(*count).unwrap_or_default();
                     let batch = Batch { origin: *origin, cr3: *cr3, records: these, map };
-                    self.batch(*moment, &batch, kinds, rows);
+                    self.batch(*moment, &batch, *kinds, rows);
                     records = rest;
                 }
                 (Done::Recorded(..), None) => {}

@@ -20,12 +20,13 @@ mod rows;
 mod spec;
 mod table;
 
-use crate::filter::Filter;
+use crate::filter::{Filter, WatchesFull};
+use crate::symbols::Kernel;
 use crate::watch::Kinds;
 use feed::{Expand, Feed};
 use lot::{Deeds, Expander, Moment};
 use memory::observe::{Batch, Interest};
-use memory::{Access, Gpa, Gva, Hva, Observer, Pagemap};
+use memory::{Access, Gpa, Gva, Hva, Observer, Pagemap, PhysicalMap};
 use parquet::errors::ParquetError;
 use rows::Pages;
 pub use spec::{Spec, SpecError};
@@ -69,6 +70,9 @@ pub enum TraceError {
         /// The host's answer.
         source: io::Error,
     },
+    /// It has too many filters.
+    #[error("the trace has too many filters: {0}")]
+    Filters(#[source] WatchesFull),
     /// The thread that writes a file cannot be started.
     #[error("a thread for the trace cannot be started")]
     Thread(#[source] io::Error),
@@ -139,8 +143,6 @@ pub struct Trace {
     /// The accesses of each vCPU.
     streams: Vec<Mutex<Feed<Deeds>>>,
     known: Arc<Mutex<Known>>,
-    /// All accesses of these kinds are traced, and no others but fetches.
-    all: Option<Kinds>,
 }
 
 impl fmt::Debug for Trace {
@@ -163,14 +165,20 @@ fn part(file: &Path, part: &str) -> PathBuf {
 
 impl Trace {
     /// Traces what `spec` says of `cpus` vCPUs. `broken` is called when a file cannot be written, which ends the trace.
+    /// `kernel` is asked for symbols.
     ///
     /// # Errors
     /// A file cannot be made, or a thread.
     pub fn create(
         spec: &Spec,
         cpus: u32,
+        kernel: Arc<Kernel>,
         broken: impl Fn(&TraceError) + Send + Sync + 'static,
     ) -> Result<Self, TraceError> {
+        let filter = Filter::new(kernel, false);
+        for watch in &spec.filters {
+            filter.add(watch.clone()).map_err(TraceError::Filters)?;
+        }
         let over = Arc::<AtomicBool>::default();
         let ends = Arc::clone(&over);
         let broken: Arc<Broken> = Arc::new(move |error| {
@@ -184,15 +192,11 @@ impl Trace {
         let feed = Feed::new(part(&spec.file, "pages"), Full::Wait, Arc::clone(&broken), rows, 1)?;
         let known = Known { rows: HashMap::new(), next: 0, feed, pagemap: Pagemap::open().ok() };
         let known = Arc::new(Mutex::new(known));
-        let filter = Filter::new(&spec.filters);
-        let all = filter.all();
         // A processor for the guest.
         let packers = thread::available_parallelism().map_or(1, usize::from).saturating_sub(1).clamp(1, PACKERS);
         let stream = |cpu| {
             let mut expander = Expander::new(Arc::clone(&known));
-            let expand: Expand<Deeds> = Box::new(move |deeds, rows| {
-                expander.expand(deeds, all.unwrap_or_default(), rows);
-            });
+            let expand: Expand<Deeds> = Box::new(move |deeds, rows| expander.expand(deeds, rows));
             let path = part(&spec.file, &format!("cpu{cpu}"));
             Feed::new(path, spec.full, Arc::clone(&broken), expand, packers).map(Mutex::new)
         };
@@ -205,8 +209,17 @@ impl Trace {
             over,
             streams,
             known,
-            all,
         })
+    }
+
+    /// Whether anything is traced.
+    pub(crate) fn wants_any(&self) -> bool {
+        !self.over.load(Ordering::Relaxed)
+    }
+
+    /// As [`Observer::system_calls_enter`]; what there is to say of symbols that are not found.
+    pub(crate) fn kernel_begins(&self, map: &Arc<PhysicalMap>, entry: Gva, gpa: Gpa) -> Vec<String> {
+        if self.filter.system_calls_enter(map, entry, gpa) { self.filter.missing() } else { Vec::new() }
     }
 
     /// The number of the first of so many accesses, and when that is.
@@ -251,7 +264,7 @@ fn wanted(kinds: Kinds, write: bool) -> bool {
 
 impl Observer for Trace {
     fn interest(&self, gva: Gva, gpa: Gpa) -> Interest {
-        Interest { record: self.all.is_some(), ..self.filter.interest(gva, gpa) }
+        Interest { record: self.filter.all().is_some(), ..self.filter.interest(gva, gpa) }
     }
 
     fn wants_walks(&self, gpa: Gpa) -> bool {
@@ -259,7 +272,7 @@ impl Observer for Trace {
     }
 
     fn access(&self, access: &Access) {
-        if self.filter.wants(access)
+        if self.filter.sift(access, |_| {})
             && let Some(mut feed) = self.stream(access.origin.cpu)
         {
             feed.lot.one(self.moment(1), access);
@@ -268,14 +281,23 @@ impl Observer for Trace {
     }
 
     fn records(&self) -> bool {
-        self.all.is_some()
+        self.filter.all().is_some()
     }
 
     fn recorded(&self, batch: &Batch<'_>) {
-        let (Some(kinds), Some(mut feed)) = (self.all, self.stream(batch.origin.cpu)) else { return };
-        let rows = batch.kinds().filter(|write| wanted(kinds, *write)).count();
-        feed.lot.batch(self.moment(rows), batch, rows);
-        feed.pass(GROUP);
+        let Some(kinds) = self.filter.all() else {
+            // It has just changed.
+            return batch.accesses().for_each(|access| self.access(&access));
+        };
+        if let Some(mut feed) = self.stream(batch.origin.cpu) {
+            let rows = batch.kinds().filter(|write| wanted(kinds, *write)).count();
+            feed.lot.batch(self.moment(rows), batch, kinds, rows);
+            feed.pass(GROUP);
+        }
+    }
+
+    fn interest_changed(&self) -> bool {
+        self.filter.interest_changed()
     }
 }
 

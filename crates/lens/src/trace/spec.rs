@@ -52,9 +52,6 @@ impl FromStr for Spec {
                 "drop" => full = Full::Drop,
                 _ => {
                     let filter = filter(part).map_err(|inner| error(column + inner.column, &inner.what))?;
-                    if matches!(filter.start, Start::Symbol { .. }) {
-                        return Err(error(column, "a trace takes addresses, hexadecimal, and no symbols"));
-                    }
                     filters.push(filter);
                 }
             }
@@ -89,22 +86,15 @@ mod tests {
         let spec: Spec = "a/b.parquet".parse().unwrap();
         let all = everywhere(Kinds { read: true, write: true, fetch: false });
         assert_eq!(spec, Spec { file: "a/b.parquet".into(), filters: vec![all], full: Full::Wait });
-        let spec: Spec = "b,xw,r:ffff888007edec80+4,drop,gpa:1000".parse().unwrap();
-        let filters = ["r:ffff888007edec80+4", "gpa:1000"].map(|text| text.parse().unwrap());
+        let spec: Spec = "b,xw,r:ffff888007edec80+4,drop,gpa:1000,*rr+8".parse().unwrap();
+        let filters = ["r:ffff888007edec80+4", "gpa:1000", "rw:*rr+8"].map(|text| text.parse().unwrap());
         assert_eq!(spec.filters[0], everywhere(Kinds { read: false, write: true, fetch: true }));
         assert_eq!((&spec.filters[1..], spec.full), (&filters[..], Full::Drop));
     }
 
     #[test]
     fn errors_say_where() {
-        for (text, column, word) in [
-            ("", 0, "file"),
-            (",r", 0, "file"),
-            ("f,rr", 2, "no symbols"),
-            ("f,w,r:12z", 8, "'z'"),
-            ("f,w,r:xyz", 4, "no symbols"),
-            ("f,w,", 4, ""),
-        ] {
+        for (text, column, word) in [("", 0, "file"), (",r", 0, "file"), ("f,w,r:12z", 8, "'z'"), ("f,w,", 4, "")] {
             let error = text.parse::<Spec>().expect_err(text);
             assert_eq!(error.column, column, "{error}");
             assert!(error.to_string().contains(word), "{error}");

@@ -29,7 +29,7 @@ fn open(folder: &tempfile::TempDir, part: &str) -> SerializedFileReader<File> {
 #[test]
 fn accesses_come_back_with_their_pages() {
     let folder = tempfile::tempdir().expect("a folder");
-    let trace = Trace::create(&spec(&folder, ""), 1, |error| panic!("{error}")).expect("a trace");
+    let trace = Trace::create(&spec(&folder, ""), 1, Arc::default(), |error| panic!("{error}")).expect("a trace");
     let high = 0xffff_8880_0000_0000u64;
     let made = [
         access(AccessKind::Read, Some(high + 0x1008), 0x5008, 4, 0xfeed_f00d),
@@ -89,7 +89,7 @@ fn accesses_come_back_with_their_pages() {
 #[test]
 fn groups_are_sorted_and_their_pages_are_known_once() {
     let folder = tempfile::tempdir().expect("a folder");
-    let trace = Trace::create(&spec(&folder, ",r"), 1, |error| panic!("{error}")).expect("a trace");
+    let trace = Trace::create(&spec(&folder, ",r"), 1, Arc::default(), |error| panic!("{error}")).expect("a trace");
     let rows = GROUP as u64 * 2 + 5;
     for n in 0..rows {
         trace.access(&access(AccessKind::Read, Some((n % 7) << 12), (n % 7) << 12, 8, n.into()));
@@ -157,7 +157,7 @@ fn a_file_that_cannot_be_written_is_said_once_and_ends_the_trace() {
     for part in ["cpu0", "pages"] {
         std::os::unix::fs::symlink("/dev/full", folder.path().join(format!("t.{part}.parquet"))).expect("a link");
     }
-    let trace = Trace::create(&spec(&folder, ""), 1, move |error| {
+    let trace = Trace::create(&spec(&folder, ""), 1, Arc::default(), move |error| {
         assert!(error.to_string().contains("t."), "{error}");
         count.fetch_add(1, Ordering::Relaxed);
     });
@@ -168,7 +168,7 @@ fn a_file_that_cannot_be_written_is_said_once_and_ends_the_trace() {
     assert!(trace.finish().is_err());
     assert_eq!(said.load(Ordering::Relaxed), 1);
     let missing = Spec { file: "/nowhere/t.parquet".into(), ..spec(&folder, "") };
-    let error = Trace::create(&missing, 1, |_| ()).expect_err("there is no such folder");
+    let error = Trace::create(&missing, 1, Arc::default(), |_| ()).expect_err("there is no such folder");
     assert!(error.to_string().contains("/nowhere/t.pages.parquet"), "{error}");
 }
 

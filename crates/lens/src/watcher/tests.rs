@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::symbols::kallsyms::tests::{BASE, kernel};
-use memory::{Hva, Origin};
+use memory::{AccessKind, Hva, Origin};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -34,9 +34,13 @@ impl Shared {
 }
 
 fn watcher(watches: &[&str]) -> (Watcher, Shared) {
-    let watches: Vec<Watch> = watches.iter().map(|text| text.parse().unwrap()).collect();
     let sink = Shared::default();
-    let watcher = Watcher::new(&watches, Format::Vitrine, Box::new(sink.clone()), |_| panic!("the sink is broken"));
+    let broken = |_| panic!("the sink is broken");
+    let watcher = Watcher::new(Format::Vitrine, Arc::default(), Box::new(sink.clone()), broken);
+    for watch in watches {
+        watcher.add(watch.parse().unwrap()).unwrap();
+    }
+    assert!(watcher.interest_changed());
     (watcher, sink)
 }
 
@@ -157,11 +161,11 @@ fn the_highest_address_can_be_watched() {
 fn a_broken_sink_is_reported_once_and_the_watch_goes_quiet() {
     let (sink, reports) = (Shared::default(), Arc::new(AtomicUsize::new(0)));
     let count = reports.clone();
-    let watch = "r:5000".parse().unwrap();
-    let watcher = Watcher::new(&[watch], Format::Qemu, Box::new(sink.clone()), move |error| {
+    let watcher = Watcher::new(Format::Qemu, Arc::default(), Box::new(sink.clone()), move |error| {
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         count.fetch_add(1, Ordering::Relaxed);
     });
+    watcher.add("r:5000".parse().unwrap()).unwrap();
     let access = access(AccessKind::Read, 0x5000, 1);
     watcher.access(&access);
     assert_eq!(sink.take(), ["helper_ret_ldub_mmu eip: 42, vaddr: 5000, haddr: -, Val: 99"]);

@@ -19,8 +19,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use lens::Watcher;
 use lens::watch::{Kinds, Start, Watch};
+use lens::{Lens, Watcher};
 use machine::Outcome;
 use memory::Gva;
 use view::Mode;
@@ -68,8 +68,9 @@ pub fn run(flags: &Flags) -> Result<End> {
         config.append = format!("console=ttyS0 panic=-1 {}", flags.append.as_deref().unwrap_or_default());
         let sink = Console::new(events.clone(), fs::File::create(&log).ok());
         config.serials = vec![machine::Serial::Port(Box::new(sink.clone()))];
-        let watcher = Watcher::new(&[watch()], lens::Format::Vitrine, Box::new(lines.clone()), |_| {});
-        config.observer = Some(Arc::new(watcher));
+        let watcher = Watcher::new(lens::Format::Vitrine, Arc::default(), Box::new(lines.clone()), |_| {});
+        watcher.add(watch())?;
+        config.lens = Arc::new(Lens::new(watcher, None));
         console = Some((sink, events.clone()));
         Ok(config)
     })?;

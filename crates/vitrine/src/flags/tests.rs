@@ -200,7 +200,7 @@ fn wrong_lines_are_answered_with_one_line_that_helps() {
         (&["-nographic=yes"], &["-nographic", "no value"]),
         (&["-watch", "*1here"], &["-watch *1here", "name of a symbol"]),
         (&["-watch-format", "xml"], &["vitrine", "qemu"]),
-        (&["-trace", "t.parquet,here"], &["-trace", "hexadecimal", "symbols"]),
+        (&["-trace", "t.parquet,*"], &["-trace", "name of a symbol"]),
         (&["-trace", ",r"], &["-trace", "file"]),
     ];
     for (line, words) in lines {

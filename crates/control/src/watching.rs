@@ -1,0 +1,72 @@
+//! `watch`, `unwatch` and `info watch`: what is watched, changed while the guest runs.
+
+use crate::arguments::Arguments;
+use crate::command::lines;
+use crate::monitor::{Monitor, MonitorError, Outcome};
+use lens::watch::Start;
+use lens::{Listed, Watch};
+
+/// `watch`: without an expression, what there is.
+pub(crate) fn watch(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    let text = arguments.text();
+    if text.is_empty() {
+        return Ok(list(monitor));
+    }
+    let watch: Watch = text.parse().map_err(|error: lens::WatchError| MonitorError::Watch(error.to_string()))?;
+    let id = monitor.handle.watch(watch).map_err(|error| MonitorError::Other(error.to_string()))?;
+    let watches = monitor.handle.lens().watches();
+    Ok(lines(watches.iter().filter(|listed| listed.id == id).map(line)))
+}
+
+/// `unwatch`.
+pub(crate) fn unwatch(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    for id in chosen(monitor, arguments)? {
+        monitor.handle.unwatch(id)?;
+    }
+    Ok(String::new())
+}
+
+/// The watches that a number, or `all`, chooses.
+fn chosen(monitor: &Monitor, arguments: &mut Arguments<'_>) -> Result<Vec<u32>, MonitorError> {
+    let word = arguments.word()?;
+    arguments.end()?;
+    let there: Vec<u32> = monitor.handle.lens().watches().iter().map(|listed| listed.id).collect();
+    if word == "all" {
+        return Ok(there);
+    }
+    let id = word.parse().ok().filter(|id| there.contains(id));
+    id.map(|id| vec![id]).ok_or_else(|| {
+        let shown: String = word.chars().take(40).collect();
+        MonitorError::Other(format!("there is no watch '{shown}'; info watch has their numbers, and all means each"))
+    })
+}
+
+/// `info watch`.
+pub(crate) fn info(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    Ok(list(monitor))
+}
+
+fn list(monitor: &Monitor) -> String {
+    let watches = monitor.handle.lens().watches();
+    if watches.is_empty() {
+        return "nothing is watched\n".to_owned();
+    }
+    lines(watches.iter().map(line))
+}
+
+fn line(listed: &Listed) -> String {
+    let Listed { id, watch, place, hits, last } = listed;
+    let place = match place {
+        // By address, its expression says it all.
+        Ok(_) if !matches!(watch.start, Start::Symbol { .. }) => String::new(),
+        Ok((first, last)) if first == last => format!(" at {first:x}"),
+        Ok((first, last)) => format!(" at {first:x}-{last:x}"),
+        Err(why) => format!(" nowhere: {why}"),
+    };
+    let last = last.map_or(String::new(), |access| {
+        let kind = lens::format::kind(access.kind);
+        format!(", last {kind}{} rip {:x} val {:x}", access.size, access.origin.rip, access.value)
+    });
+    format!("{id}: {watch}{place}, {hits} hits{last}")
+}

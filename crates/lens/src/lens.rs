@@ -1,0 +1,113 @@
+//! All that looks at a machine, as the one observer that it has.
+
+use crate::watch::Watch;
+use crate::{Hit, Listed, Trace, Watcher, WatchesFull};
+use memory::observe::{Batch, Interest};
+use memory::{Access, Gpa, Gva, Observer, PhysicalMap};
+use std::sync::Arc;
+
+/// The watches, which may change while the guest runs, and the trace if there is one.
+///
+/// Whoever changes what is wanted has every vCPU take [`Lens::observer`] anew: only then is it seen, or costs nothing any
+/// more. `machine::Handle` does both.
+#[derive(Debug, Default)]
+pub struct Lens {
+    watcher: Watcher,
+    trace: Option<Arc<Trace>>,
+}
+
+impl Lens {
+    /// With what is watched and traced from the start.
+    #[must_use]
+    pub fn new(watcher: Watcher, trace: Option<Arc<Trace>>) -> Self {
+        Self { watcher, trace }
+    }
+
+    /// The observer for a vCPU; none where nothing is wanted.
+    #[must_use]
+    pub fn observer(self: &Arc<Self>) -> Option<Arc<dyn Observer>> {
+        let wanted = self.watcher.wants_any() || self.trace.as_ref().is_some_and(|trace| trace.wants_any());
+        wanted.then(|| Arc::clone(self) as Arc<dyn Observer>)
+    }
+
+    /// One more watch. Its number is its own for ever.
+    ///
+    /// # Errors
+    /// There are as many as can be.
+    pub fn watch(&self, watch: Watch) -> Result<u32, WatchesFull> {
+        self.watcher.add(watch)
+    }
+
+    /// Ends a watch; false: there is none of that number.
+    pub fn unwatch(&self, id: u32) -> bool {
+        self.watcher.remove(id)
+    }
+
+    /// All watches, in the order of their numbers.
+    #[must_use]
+    pub fn watches(&self) -> Vec<Listed> {
+        self.watcher.list()
+    }
+
+    /// The last access that was reported.
+    #[must_use]
+    pub fn last_hit(&self) -> Option<Hit> {
+        self.watcher.last_hit()
+    }
+
+    /// The trace, if there is one.
+    #[must_use]
+    pub fn trace(&self) -> Option<&Arc<Trace>> {
+        self.trace.as_ref()
+    }
+}
+
+impl Observer for Lens {
+    fn interest(&self, gva: Gva, gpa: Gpa) -> Interest {
+        let watched = self.watcher.interest(gva, gpa);
+        let Some(trace) = &self.trace else { return watched };
+        let traced = trace.interest(gva, gpa);
+        Interest {
+            read: watched.read || traced.read,
+            write: watched.write || traced.write,
+            fetch: watched.fetch || traced.fetch,
+            // Watches want to be told at once.
+            record: traced.record && !(watched.read || watched.write),
+        }
+    }
+
+    fn wants_walks(&self, gpa: Gpa) -> bool {
+        self.watcher.wants_walks(gpa) || self.trace.as_ref().is_some_and(|trace| trace.wants_walks(gpa))
+    }
+
+    fn access(&self, access: &Access) {
+        self.watcher.access(access);
+        if let Some(trace) = &self.trace {
+            trace.access(access);
+        }
+    }
+
+    fn records(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.records())
+    }
+
+    fn recorded(&self, batch: &Batch<'_>) {
+        if let Some(trace) = &self.trace {
+            trace.recorded(batch);
+        }
+    }
+
+    fn system_calls_enter(&self, map: &Arc<PhysicalMap>, entry: Gva, gpa: Gpa) {
+        self.watcher.system_calls_enter(map, entry, gpa);
+        if let Some(trace) = &self.trace {
+            for missing in trace.kernel_begins(map, entry, gpa) {
+                self.watcher.tell(format_args!("trace of {missing}"));
+            }
+        }
+    }
+
+    fn interest_changed(&self) -> bool {
+        // Both are asked, since each answers once.
+        self.watcher.interest_changed() | self.trace.as_ref().is_some_and(|trace| trace.interest_changed())
+    }
+}
