@@ -2,7 +2,8 @@
 
 use crate::arguments::Arguments;
 use crate::command::lines;
-use crate::monitor::{Monitor, Outcome};
+use crate::figures::paging;
+use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::paging::{hpa, region, region_of, size};
 use crate::registers::Snapshot;
 use memory::tlb::{self, Cached, Place};
@@ -14,6 +15,17 @@ use x86::Pte;
 pub(crate) fn explain(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let gva = Gva(arguments.expression()?);
     arguments.end()?;
+    let branches = branches(monitor, gva)?;
+    let last = branches.len().saturating_sub(1);
+    let branch = |(i, (name, text)): (usize, (&str, String))| {
+        format!("{} {name:<9} {text}", if i == last { "└─" } else { "├─" })
+    };
+    let tree = Tree { monitor, snapshot: monitor.snapshot()?, gva };
+    Ok(tree.head() + &lines(branches.into_iter().enumerate().map(branch)))
+}
+
+/// What there is to say of `gva`, from CR3 to the host.
+pub(crate) fn branches(monitor: &Monitor, gva: Gva) -> Result<Vec<Branch>, MonitorError> {
     let (snapshot, cached) = monitor.inspect(move |vcpu| (Snapshot::take(vcpu), vcpu.cpu.mmu.cached(gva)))?;
     let tree = Tree { monitor, snapshot: &snapshot, gva };
     let mut branches = tree.walk();
@@ -22,11 +34,7 @@ pub(crate) fn explain(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> O
         branches.push(("TLB", "no entry".to_owned()));
     }
     branches.extend(tree.memory());
-    let last = branches.len().saturating_sub(1);
-    let branch = |(i, (name, text)): (usize, (&str, String))| {
-        format!("{} {name:<9} {text}", if i == last { "└─" } else { "├─" })
-    };
-    Ok(tree.head() + &lines(branches.into_iter().enumerate().map(branch)))
+    Ok(branches)
 }
 
 struct Tree<'a> {
@@ -36,7 +44,7 @@ struct Tree<'a> {
 }
 
 /// A line: what it is about, and what is said of it.
-type Branch = (&'static str, String);
+pub(crate) type Branch = (&'static str, String);
 
 impl Tree<'_> {
     fn inspection(&self) -> Inspection {
@@ -48,13 +56,7 @@ impl Tree<'_> {
     }
 
     fn head(&self) -> String {
-        let mode = match self.mode() {
-            Mode::Off => "no paging",
-            Mode::Legacy => "32-bit paging",
-            Mode::Pae => "PAE paging",
-            Mode::Level4 => "4-level paging",
-            Mode::Level5 => "5-level paging",
-        };
+        let mode = paging(self.mode());
         let (cpu, cpl) = (self.snapshot.registers.cpu, self.snapshot.registers.cpl);
         let symbols = self.monitor.symbols(self.snapshot);
         let named = symbols.at(self.gva).map(|named| format!(" ({named})")).unwrap_or_default();
@@ -102,33 +104,9 @@ impl Tree<'_> {
     }
 
     fn step(&self, step: &Step, leaf: bool, translation: Option<&Translation>) -> String {
-        let pte = Pte::from_bits(step.entry);
         let legacy = self.mode() == Mode::Legacy;
         let maps = leaf && translation.is_some();
-        let named = [
-            (pte.present(), "P"),
-            (pte.writable(), "RW"),
-            (pte.user(), "US"),
-            (pte.write_through(), "PWT"),
-            (pte.cache_disable(), "PCD"),
-            (pte.accessed(), "A"),
-            (pte.dirty(), "D"),
-            (pte.large(), if step.shift == x86::PAGE_SHIFT { "PAT" } else { "PS" }),
-            (pte.global(), "G"),
-            (maps && step.shift > x86::PAGE_SHIFT && step.entry >> 12 & 1 != 0, "PAT"),
-            (pte.no_execute() && !legacy, "NX"),
-        ];
-        let mut bits: Vec<String> = named.iter().filter(|(set, _)| *set).map(|(_, name)| (*name).to_owned()).collect();
-        let mut number = |name: &str, value: u8| {
-            if value != 0 {
-                bits.push(format!("{name}={value:#x}"));
-            }
-        };
-        number("AVL", pte.available());
-        if !legacy {
-            number("AVL2", pte.available_high());
-            number("KEY", pte.key());
-        }
+        let bits = bits(step.entry, step.shift, maps, legacy);
         let bits = if bits.is_empty() { "no bit set".to_owned() } else { bits.join(" ") };
         let to = match translation {
             Some(translation) if leaf => {
@@ -202,6 +180,36 @@ impl Tree<'_> {
         let tables = self.inspection().translation.map(|translation| translation.gpa);
         if tables == Some(gpa) { "" } else { "  (the A20 gate is closed: bit 20 is clear)" }
     }
+}
+
+/// The bits of a table's entry that are set, by name. `shift`: log2 of what it translates; `maps`: it maps a page.
+pub(crate) fn bits(entry: u64, shift: u32, maps: bool, legacy: bool) -> Vec<String> {
+    let pte = Pte::from_bits(entry);
+    let named = [
+        (pte.present(), "P"),
+        (pte.writable(), "RW"),
+        (pte.user(), "US"),
+        (pte.write_through(), "PWT"),
+        (pte.cache_disable(), "PCD"),
+        (pte.accessed(), "A"),
+        (pte.dirty(), "D"),
+        (pte.large(), if shift == x86::PAGE_SHIFT { "PAT" } else { "PS" }),
+        (pte.global(), "G"),
+        (maps && shift > x86::PAGE_SHIFT && entry >> 12 & 1 != 0, "PAT"),
+        (pte.no_execute() && !legacy, "NX"),
+    ];
+    let mut bits: Vec<String> = named.iter().filter(|(set, _)| *set).map(|(_, name)| (*name).to_owned()).collect();
+    let mut number = |name: &str, value: u8| {
+        if value != 0 {
+            bits.push(format!("{name}={value:#x}"));
+        }
+    };
+    number("AVL", pte.available());
+    if !legacy {
+        number("AVL2", pte.available_high());
+        number("KEY", pte.key());
+    }
+    bits
 }
 
 /// What the TLB remembers.

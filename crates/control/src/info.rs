@@ -4,7 +4,7 @@ use crate::arguments::Arguments;
 use crate::command::{Command, lines};
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::registers::Snapshot;
-use crate::{paging, watching};
+use crate::{paging, touched, watching};
 use machine::{Chip, RunState, Vcpu};
 use memory::Gva;
 
@@ -51,6 +51,12 @@ pub(crate) const COMMANDS: &[Command] = &[
         arguments: "[first [last]]",
         help: "show virtual to physical memory mappings, pages side by side as one line",
         run: paging::tlb,
+    },
+    Command {
+        names: &["working-set"],
+        arguments: "[mark|off]",
+        help: "show which pages were touched since 'mark', by address space ('off': note none any more)",
+        run: touched::working_set,
     },
     Command { names: &["version"], arguments: "", help: "show the version of Vitrine", run: version },
     Command {

@@ -11,13 +11,16 @@ mod core_file;
 mod dump;
 mod explain;
 mod expression;
+pub mod figures;
 mod gdb;
 mod info;
 mod lines;
+pub mod look;
 mod monitor;
 mod paging;
 mod qmp;
 mod registers;
+mod touched;
 mod watching;
 
 pub use client::{Address, Server, SocketError};

@@ -1,7 +1,7 @@
 //! The monitor: one line in, one text out.
 
 use crate::arguments::{Arguments, Format};
-use crate::command::{self, Command};
+use crate::command;
 use crate::expression::ExpressionError;
 use crate::registers::Snapshot;
 use lens::symbols::{Kernel, Table};
@@ -115,8 +115,8 @@ impl Monitor {
             Ok(found) => found,
             Err(error) => return format!("{error}\n"),
         };
-        let result = self.run(command, rest);
-        self.snapshot = OnceCell::new();
+        let result = self.with(rest, command.run);
+        self.forget();
         match result {
             Ok(text) => text,
             Err(error) if error.is_about_arguments() => format!("{error}\nTry \"help {name}\" for more information\n"),
@@ -124,7 +124,13 @@ impl Monitor {
         }
     }
 
-    fn run(&mut self, command: &Command, rest: &str) -> Outcome {
+    /// Forgets what was known of the vCPU while a line was executed.
+    pub(crate) fn forget(&mut self) {
+        self.snapshot = OnceCell::new();
+    }
+
+    /// Calls `act` with the arguments that stand in `rest`.
+    pub(crate) fn with<R>(&mut self, rest: &str, act: impl FnOnce(&mut Self, &mut Arguments<'_>) -> R) -> R {
         // Taken when the first register is asked for; it borrows nothing of the monitor.
         let early = OnceCell::new();
         let (handle, cpu) = (self.handle.clone(), self.cpu);
@@ -137,7 +143,7 @@ impl Monitor {
                 None => symbols(&kernel, &handle, snapshot).find(name).map(|Gva(address)| address),
             })
         };
-        (command.run)(self, &mut Arguments::new(rest, &lookup))
+        act(self, &mut Arguments::new(rest, &lookup))
     }
 
     /// The current vCPU as it was when the command first asked.

@@ -40,6 +40,7 @@ const COMMANDS: &[Command] = &[
     Command { name: "query-version", arguments: &[], run: |_, _| Ok(version()) },
     Command { name: "query-commands", arguments: &[], run: query_commands },
     Command { name: "query-cpus-fast", arguments: &[], run: query_cpus },
+    Command { name: "query-figures", arguments: &[], run: figures },
     Command { name: "human-monitor-command", arguments: &["command-line", "cpu-index"], run: human },
     Command { name: "stop", arguments: &[], run: |session, _| session.done(Handle::pause) },
     Command { name: "cont", arguments: &[], run: cont },
@@ -220,6 +221,12 @@ fn query_cpus(session: &mut Session, _: &Arguments) -> Answer {
     };
     let all: Result<Vec<Value>, _> = (0..session.handle.vcpus()).map(vcpu).collect();
     all.map(Value::Array).map_err(|error| failure(error.to_string()))
+}
+
+/// Vitrine's own: see [`crate::figures::Figures`].
+fn figures(session: &mut Session, _: &Arguments) -> Answer {
+    let figures = session.monitor.figures().map_err(|error| failure(error.to_string()))?;
+    serde_json::to_value(figures).map_err(|error| failure(error.to_string()))
 }
 
 fn cont(session: &mut Session, _: &Arguments) -> Answer {

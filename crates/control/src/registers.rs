@@ -108,6 +108,19 @@ impl Snapshot {
         }
     }
 
+    /// The registers that are shown again and again, by name.
+    pub fn listed(&self) -> Vec<(String, String)> {
+        let Registers { regs, rip, rflags, seg, cr, efer, .. } = &self.registers;
+        let general = GENERAL.iter().zip(regs).map(|((name, _), value)| ((*name).to_owned(), format!("{value:016x}")));
+        let system = [("rip", *rip), ("rflags", *rflags), ("cr0", cr[0]), ("cr2", cr[1]), ("cr3", cr[2])];
+        let system = system.into_iter().chain([("cr4", cr[3]), ("efer", *efer)]);
+        let system = system.chain([("fs_base", seg[4].base), ("gs_base", seg[5].base)]);
+        let selectors = SEGMENTS.iter().zip(seg);
+        let selectors =
+            selectors.map(|(name, segment)| ((*name).to_owned(), format!("{:04x}", segment.selector.into_bits())));
+        general.chain(system.map(|(name, value)| (name.to_owned(), format!("{value:016x}")))).chain(selectors).collect()
+    }
+
     fn long(&self) -> bool {
         self.efer_lma() && self.registers.seg[1].attributes.long()
     }

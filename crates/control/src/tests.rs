@@ -4,12 +4,13 @@ use crate::Monitor;
 use cpu::cpuid::Model;
 use guests::{image, initramfs};
 use iced_x86::code_asm::{qword_ptr, rax, rbx, rcx};
-use machine::{Config, Handle, Machine, MachineError, Outcome, RunState};
+use machine::{Accel, Config, Handle, Machine, MachineError, Outcome, RunState};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
+mod look;
 mod sockets;
 
 const VALUE: u64 = 0x1122_3344_5566_7788;
@@ -50,9 +51,18 @@ impl Guest {
             a.inc(rcx)?;
             a.jmp(again)
         });
-        let kernel = initramfs::file_of(&image);
-        let config =
-            Config { memory: 16 << 20, kernel: Some(kernel.path().into()), ..Config::new(Arc::new(Model::max())) };
+        Self::of(&image, Accel::default())
+    }
+
+    /// Another one, before its first instruction.
+    fn of(image: &[u8], accel: Accel) -> Self {
+        let kernel = initramfs::file_of(image);
+        let config = Config {
+            memory: 16 << 20,
+            kernel: Some(kernel.path().into()),
+            accel,
+            ..Config::new(Arc::new(Model::max()))
+        };
         let machine = Machine::new(config).unwrap();
         let handle = machine.handle();
         handle.pause();

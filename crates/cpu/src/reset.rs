@@ -75,6 +75,7 @@ impl Cpu {
             fault_address: 0,
             instructions: 0,
             stop_at: None,
+            delivered: Box::new([0; 256]),
             msrs: Msrs::default(),
             vector: VectorState::new(),
             engine: Engine::new(),

@@ -10,4 +10,9 @@ pub trait PortDevice: Send + Sync + Debug {
     fn read(&self, port: u16, size: usize) -> u32;
     /// Writes the low `size` (1, 2, 4) bytes of `value` at `port`.
     fn write(&self, port: u16, size: usize, value: u32);
+
+    /// What a listing calls it.
+    fn name(&self) -> &str {
+        "ports"
+    }
 }

@@ -20,6 +20,10 @@ impl DebugExit {
 }
 
 impl PortDevice for DebugExit {
+    fn name(&self) -> &str {
+        "debug-exit"
+    }
+
     fn read(&self, _port: u16, _size: usize) -> u32 {
         0
     }

@@ -23,6 +23,10 @@ impl DebugCon {
 }
 
 impl PortDevice for DebugCon {
+    fn name(&self) -> &str {
+        "debugcon"
+    }
+
     fn read(&self, _port: u16, _size: usize) -> u32 {
         PRESENT
     }

@@ -37,6 +37,10 @@ impl Port92 {
 }
 
 impl PortDevice for Port92 {
+    fn name(&self) -> &str {
+        "port92"
+    }
+
     fn read(&self, _port: u16, _size: usize) -> u32 {
         lock(&self.control).with_a20(self.a20.open()).into_bits().into()
     }

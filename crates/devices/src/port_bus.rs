@@ -5,6 +5,7 @@
 //! ones. An access that runs past port FFFFh goes on at port 0.
 
 use crate::PortDevice;
+use memory::map::Counts;
 use std::sync::Arc;
 
 /// A range of ports.
@@ -18,6 +19,8 @@ struct Range {
     width: usize,
     /// What answers.
     device: Arc<dyn PortDevice>,
+    /// How often it was accessed here.
+    counts: Counts,
 }
 
 /// Why a device could not be put on the bus.
@@ -62,8 +65,22 @@ impl PortBus {
         if self.ranges.get(at).is_some_and(|r| r.base <= last) {
             return Err(refuse("another device has ports there"));
         }
-        self.ranges.insert(at, Range { base, last, width, device });
+        self.ranges.insert(at, Range { base, last, width, device, counts: Counts::default() });
         Ok(())
+    }
+
+    /// How often each device was read from and written to since the bus was made, by name.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(String, u64, u64)> {
+        let mut all: Vec<(String, u64, u64)> = Vec::new();
+        for range in &self.ranges {
+            let (name, (reads, writes)) = (range.device.name(), range.counts.get());
+            match all.iter_mut().find(|(known, ..)| known == name) {
+                Some(known) => (known.1, known.2) = (known.1 + reads, known.2 + writes),
+                None => all.push((name.to_owned(), reads, writes)),
+            }
+        }
+        all
     }
 
     /// The range that `port` lies in.
@@ -73,7 +90,7 @@ impl PortBus {
     }
 
     /// Cuts an access into pieces: calls `piece` with the device if there is one, the port, and offset and size in bytes.
-    fn pieces(&self, port: u16, size: usize, mut piece: impl FnMut(Option<&dyn PortDevice>, u16, usize, usize)) {
+    fn pieces(&self, port: u16, size: usize, mut piece: impl FnMut(Option<&Range>, u16, usize, usize)) {
         let mut offset = 0;
         let mut port = port;
         while offset < size {
@@ -86,7 +103,7 @@ impl PortBus {
                 2.. if width >= 2 => (2, 2),
                 _ => (1, 1),
             };
-            piece(range.map(|r| &*r.device), port, offset, step);
+            piece(range, port, offset, step);
             offset += step;
             port = port.wrapping_add(wide);
         }
@@ -106,9 +123,13 @@ impl cpu::PortIo for PortBus {
     fn read(&self, port: u16, size: usize) -> u32 {
         let mut value = 0;
         let mut answered = false;
-        self.pieces(port, size, |device, port, offset, size| {
-            answered |= device.is_some();
-            let part = device.map_or(u32::MAX, |d| d.read(port, size)) & ones(size);
+        self.pieces(port, size, |range, port, offset, size| {
+            answered |= range.is_some();
+            let read = |range: &Range| {
+                range.counts.read();
+                range.device.read(port, size)
+            };
+            let part = range.map_or(u32::MAX, read) & ones(size);
             value |= part << (8 * offset);
         });
         if !answered {
@@ -119,9 +140,10 @@ impl cpu::PortIo for PortBus {
 
     fn write(&self, port: u16, size: usize, value: u32) {
         let mut answered = false;
-        self.pieces(port, size, |device, port, offset, size| {
-            if let Some(device) = device {
+        self.pieces(port, size, |range, port, offset, size| {
+            if let Some(Range { device, counts, .. }) = range {
                 answered = true;
+                counts.wrote();
                 device.write(port, size, (value >> (8 * offset)) & ones(size));
             }
         });

@@ -52,6 +52,10 @@ fn latch(port: u16) -> Option<(usize, usize)> {
 }
 
 impl PortDevice for TestDevice {
+    fn name(&self) -> &str {
+        "testdev"
+    }
+
     fn read(&self, port: u16, size: usize) -> u32 {
         let latches = lock(&self.latches);
         let mut value = [0xff; 4];

@@ -245,7 +245,7 @@ impl Filter {
         let state = self.state();
         let kinds = state.kinds(Some(gva.page()), gpa.page(), PAGE_SIZE);
         let pointer = state.has_pointer(gpa.page(), PAGE_SIZE);
-        Interest { read: kinds.read, write: kinds.write || pointer, fetch: kinds.fetch, record: false }
+        Interest { read: kinds.read, write: kinds.write || pointer, fetch: kinds.fetch }
     }
 
     /// See [`memory::Observer::wants_walks`].

@@ -71,9 +71,13 @@ impl Observer for Lens {
             read: watched.read || traced.read,
             write: watched.write || traced.write,
             fetch: watched.fetch || traced.fetch,
-            // Watches want to be told at once.
-            record: traced.record && !(watched.read || watched.write),
         }
+    }
+
+    fn record_will_do(&self, gva: Gva, gpa: Gpa) -> bool {
+        // Watches want to be told at once.
+        let watched = self.watcher.interest(gva, gpa);
+        self.records() && !(watched.read || watched.write)
     }
 
     fn wants_walks(&self, gpa: Gpa) -> bool {

@@ -1,5 +1,5 @@
 //! Ways to look at what a guest does. Now: the watch, a line for every access to chosen bytes, with all four of its
-//! addresses; the trace, accesses as rows of files.
+//! addresses; the trace, accesses as rows of files; the pages that are touched.
 //!
 //! Lenses implement the hook traits of `memory` and `cpu`. What nobody looks at costs nothing: a watched page has flags
 //! in its TLB entry, other pages have not.
@@ -9,6 +9,7 @@ pub mod format;
 mod lens;
 mod ranges;
 pub mod symbols;
+pub mod touched;
 pub mod trace;
 pub mod watch;
 mod watcher;

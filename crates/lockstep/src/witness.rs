@@ -46,7 +46,7 @@ impl Witness {
 
 impl Observer for Witness {
     fn interest(&self, _: Gva, _: Gpa) -> Interest {
-        Interest { read: true, write: true, fetch: false, record: self.records }
+        Interest { read: true, write: true, fetch: false }
     }
 
     fn wants_walks(&self, _: Gpa) -> bool {
@@ -61,6 +61,9 @@ impl Observer for Witness {
         }
     }
 
+    fn record_will_do(&self, _: Gva, _: Gpa) -> bool {
+        self.records
+    }
     fn records(&self) -> bool {
         self.records
     }

@@ -49,10 +49,12 @@ use devices::timer::Timers;
 use devices::uart::{self, Uart};
 use devices::{A20, Pin, PortBus, PortDevice, PowerSwitch, Reset};
 use lens::Lens;
+use lens::touched::Book;
 use memory::ram::{GuestRam, RamRegion};
 use memory::{Gpa, Mmio, PhysicalMap};
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::SystemTime;
 
 /// Everything that is soldered on.
@@ -61,6 +63,11 @@ pub(crate) struct Board {
     pub(crate) clock: Arc<MachineClock>,
     pub(crate) timers: Arc<Timers>,
     pub(crate) pm: Arc<Pm>,
+    pub(crate) ports: Arc<PortBus>,
+    /// Which pages are touched.
+    pub(crate) touched: Book,
+    /// How many want all instructions counted.
+    pub(crate) counting: AtomicUsize,
     /// What looks at memory accesses.
     pub(crate) lens: Arc<Lens>,
     /// What the ACPI tables are to say.
@@ -167,8 +174,24 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
         cpu
     });
     let cpus = cpus.collect();
-    let board =
-        Arc::new(Board { map, clock, timers, pm, lens: config.lens, info, uarts, resets, apics, pic, ioapic, pit });
+    let (touched, counting) = (Book::default(), AtomicUsize::new(0));
+    let board = Arc::new(Board {
+        map,
+        clock,
+        timers,
+        pm,
+        lens: config.lens,
+        ports,
+        touched,
+        counting,
+        info,
+        uarts,
+        resets,
+        apics,
+        pic,
+        ioapic,
+        pit,
+    });
     Ok(Made { board, control, cpus })
 }
 

@@ -4,9 +4,11 @@ use crate::board::Board;
 use crate::control::Control;
 use crate::{Event, RunState, Stats, Vcpu};
 use cpu::debugger::Stop;
+use lens::touched::Book;
 use lens::{Lens, Watch, WatchesFull};
 use memory::{Gpa, PhysicalMap};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
@@ -29,6 +31,28 @@ pub enum Chip {
     IoApic,
     /// The local APIC of this vCPU.
     LocalApic(usize),
+}
+
+/// How a device is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bus {
+    /// By memory accesses.
+    Memory,
+    /// By I/O ports.
+    Port,
+}
+
+/// How often a device has been accessed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceCount {
+    /// What it is called.
+    pub name: String,
+    /// How.
+    pub bus: Bus,
+    /// Reads since the machine was made.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
 }
 
 /// Why a vCPU cannot be looked at.
@@ -178,6 +202,23 @@ impl Handle {
     #[must_use]
     pub fn map(&self) -> &Arc<PhysicalMap> {
         &self.board.map
+    }
+
+    pub(crate) fn counting(&self) -> &AtomicUsize {
+        &self.board.counting
+    }
+
+    pub(crate) fn book(&self) -> &Book {
+        &self.board.touched
+    }
+
+    /// How often the guest has accessed which device.
+    #[must_use]
+    pub fn device_counts(&self) -> Vec<DeviceCount> {
+        let mmio = self.board.map.mmio_counts().into_iter();
+        let mmio = mmio.map(|(name, reads, writes)| DeviceCount { name, bus: Bus::Memory, reads, writes });
+        let ports = self.board.ports.counts().into_iter();
+        mmio.chain(ports.map(|(name, reads, writes)| DeviceCount { name, bus: Bus::Port, reads, writes })).collect()
     }
 
     /// One more watch, from now on. Its number is its own for ever.

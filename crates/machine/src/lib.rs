@@ -12,6 +12,7 @@ mod events;
 mod firmware;
 mod handle;
 mod registers;
+mod touched;
 mod vcpu;
 mod wiring;
 
@@ -19,8 +20,9 @@ pub use clock::MachineClock;
 pub use config::{Accel, BoardKind, Config, DebugConsole, DebugExitPorts, MachineError, Serial};
 pub use control::{Crash, Outcome};
 pub use events::{Event, RunState};
-pub use handle::{Chip, Handle, InspectError, WatchError};
+pub use handle::{Bus, Chip, DeviceCount, Handle, InspectError, WatchError};
 pub use registers::Registers;
+pub use touched::{Heat, Looking};
 pub use vcpu::Vcpu;
 
 use board::Board;
@@ -58,6 +60,8 @@ pub struct VcpuStats {
     pub instructions: u64,
     /// The slow path's counters.
     pub tlb: memory::tlb::Stats,
+    /// Exceptions and interrupts that were delivered, by vector.
+    pub delivered: Vec<u64>,
     /// The translator's counters, if there is one.
     pub jit: Option<jit::stats::Stats>,
 }

@@ -16,6 +16,7 @@ pub mod space;
 #[cfg(test)]
 mod testing;
 pub mod tlb;
+pub mod touched;
 pub mod walk;
 
 pub use address::{Gpa, Gva, Hpa, Hva};
@@ -26,3 +27,4 @@ pub use pagemap::Pagemap;
 pub use ram::{GuestRam, RamError};
 pub use scalar::Scalar;
 pub use space::AddressSpace;
+pub use touched::Touched;

@@ -28,6 +28,37 @@ pub trait Mmio: Send + Sync {
     }
 }
 
+/// How often a device was accessed.
+#[derive(Debug, Default)]
+pub struct Counts {
+    reads: AtomicU64,
+    writes: AtomicU64,
+}
+
+impl Counts {
+    /// Counts a read.
+    pub fn read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a write.
+    pub fn wrote(&self) {
+        self.writes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many reads and writes there were.
+    #[must_use]
+    pub fn get(&self) -> (u64, u64) {
+        (self.reads.load(Ordering::Relaxed), self.writes.load(Ordering::Relaxed))
+    }
+}
+
+/// A device, and how often it was accessed.
+struct Device {
+    mmio: Arc<dyn Mmio>,
+    counts: Counts,
+}
+
 /// Why the map could not be made, or an access to it not be done whole.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
@@ -58,7 +89,7 @@ enum Backing {
     Ram(Hva),
     Rom(Hva),
     /// The device, and the section's offset into the device's region.
-    Mmio(Arc<dyn Mmio>, u64),
+    Mmio(Arc<Device>, u64),
 }
 
 impl Backing {
@@ -160,6 +191,7 @@ impl PhysicalMap {
         if start >= end {
             return Err(MapError::Range { gpa: range.start, len: 0 });
         }
+        let device = Arc::new(Device { mmio: device, counts: Counts::default() });
         self.overlay(Section { start, end, backing: Backing::Mmio(device, 0) });
         Ok(())
     }
@@ -294,7 +326,10 @@ impl PhysicalMap {
                         }
                         u64::from_le_bytes(bytes)
                     }
-                    Backing::Mmio(device, start) => device.read(cpu, start + offset, size) & ones,
+                    Backing::Mmio(device, start) => {
+                        device.counts.read();
+                        device.mmio.read(cpu, start + offset, size) & ones
+                    }
                 }
             }
             Err(next) if size == 1 || next - gpa.0 >= size as u64 => {
@@ -324,7 +359,8 @@ impl PhysicalMap {
                         tracing::debug!(target: "guest_errors", "write of {size} to ROM at {:#x}", gpa.0);
                     }
                     Backing::Mmio(device, start) => {
-                        device.write(cpu, start + offset, size, value & (u64::MAX >> (64 - 8 * size)));
+                        device.counts.wrote();
+                        device.mmio.write(cpu, start + offset, size, value & (u64::MAX >> (64 - 8 * size)));
                     }
                 }
             }
@@ -382,6 +418,25 @@ impl PhysicalMap {
         self.sections.iter().filter(ram).map(|s| (Gpa(s.start), s.end - s.start)).collect()
     }
 
+    /// How often each device was read from and written to since the map was made.
+    #[must_use]
+    pub fn mmio_counts(&self) -> Vec<(String, u64, u64)> {
+        let mut devices: Vec<&Arc<Device>> = Vec::new();
+        for section in &self.sections {
+            // What is laid over a device's middle leaves two sections of it.
+            if let Backing::Mmio(device, _) = &section.backing
+                && !devices.iter().any(|known| Arc::ptr_eq(known, device))
+            {
+                devices.push(device);
+            }
+        }
+        let count = |device: &Arc<Device>| {
+            let (reads, writes) = device.counts.get();
+            (device.mmio.name().to_owned(), reads, writes)
+        };
+        devices.into_iter().map(count).collect()
+    }
+
     /// Everything that is mapped, ascending.
     #[must_use]
     pub fn regions(&self) -> Vec<Region> {
@@ -389,7 +444,7 @@ impl PhysicalMap {
             let (kind, name) = match &section.backing {
                 Backing::Ram(hva) => (RegionKind::Ram(*hva), "ram".to_owned()),
                 Backing::Rom(hva) => (RegionKind::Rom(*hva), "rom".to_owned()),
-                Backing::Mmio(device, _) => (RegionKind::Mmio, device.name().to_owned()),
+                Backing::Mmio(device, _) => (RegionKind::Mmio, device.mmio.name().to_owned()),
             };
             Region { range: Gpa(section.start)..Gpa(section.end), kind, name }
         };

@@ -13,6 +13,7 @@ use crate::hostmem;
 use crate::observe::{Batch, Observer, Record};
 use crate::space::AddressSpace;
 use crate::tlb::{Cached, Entry, Stats, Tlb, View};
+use crate::touched::Touched;
 use crate::walk::{Inspection, Mode, Paging};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
 use std::cell::Cell;
@@ -135,6 +136,8 @@ pub struct Mmu {
     asks_anew: Cell<bool>,
     /// It is content with records that translated code makes.
     records: bool,
+    /// What was touched, while that is noted.
+    touched: Option<Box<Touched>>,
     /// Pages from which each fetch has to be made.
     uncached: BTreeSet<Gva>,
 }
@@ -164,6 +167,7 @@ impl Mmu {
             observer: None,
             asks_anew: Cell::new(false),
             records: false,
+            touched: None,
             uncached: BTreeSet::new(),
         }
     }
@@ -218,6 +222,25 @@ impl Mmu {
             self.uncached = pages;
             self.flush_all();
         }
+    }
+
+    /// Has touched pages noted from now on, or no longer. Flushes if that is a change.
+    pub fn note_touched(&mut self, on: bool) {
+        if self.touched.is_some() != on {
+            self.touched = on.then(Box::default);
+            self.flush_all();
+        }
+    }
+
+    /// What has been touched since this was last asked. With `anew` pages that go on being touched are noted again (which
+    /// flushes), else only others are.
+    pub fn take_touched(&mut self, anew: bool) -> Touched {
+        let Some(touched) = &mut self.touched else { return Touched::default() };
+        let taken = std::mem::take(&mut **touched);
+        if anew {
+            self.flush_all();
+        }
+        taken
     }
 
     /// The registers last taken.

@@ -70,14 +70,18 @@ pub struct Interest {
     pub write: bool,
     /// Instruction fetches.
     pub fetch: bool,
-    /// Of reads and writes, records by translated code will do: [`Observer::recorded`].
-    pub record: bool,
 }
 
 /// Somebody who wants to see accesses.
 pub trait Observer: Send + Sync {
     /// Asked when the page is entered into a TLB. `gva` and `gpa` are page addresses (4 KiB).
     fn interest(&self, gva: Gva, gpa: Gpa) -> Interest;
+
+    /// Whether records will do of the reads and writes of this page, if it is interested in them. Asked as
+    /// [`Observer::interest`] is; only those who want records need to say so.
+    fn record_will_do(&self, _gva: Gva, _gpa: Gpa) -> bool {
+        false
+    }
 
     /// Whether page-table reads and writes that the walker makes in this 4 KiB page of guest physical memory are
     /// wanted.

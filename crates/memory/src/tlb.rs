@@ -77,6 +77,10 @@ pub(crate) struct Full {
     /// log2 of the size of the page that the tables map.
     pub shift: u8,
     pub watch: Interest,
+    /// A record will do of what is watched.
+    pub record: bool,
+    /// The kinds of access that have been noted, if they are (see [`crate::touched`]); else all. Not for global pages.
+    pub touched: Interest,
 }
 
 /// How often the slow path found what where. Hits of the fast path are not counted.
@@ -256,6 +260,13 @@ impl Tlb {
         let global = self.globals.get(page)?;
         self.stats.global_hits += 1;
         Some(global)
+    }
+
+    /// The kinds of access to the page at `gpa` that the current context's entry for `page` has noted.
+    pub fn touched(&self, space: Space, page: Gva, gpa: Gpa) -> Interest {
+        let (main, victims) = self.contexts[self.current].spaces[space as usize].entries_for(page);
+        let same = main.into_iter().chain(victims).filter(|(_, full)| full.gpa == gpa);
+        same.fold(Interest::default(), |kinds, (_, full)| kinds.or(full.touched))
     }
 
     /// Caches an entry in the current context, in place of any for the same page.

@@ -1,7 +1,7 @@
-//! The host terminal as the guest's console: raw mode that is always undone, the Ctrl-A keys, signals, careful output.
+//! What people see: the host terminal as the guest's console, and a page in the browser that shows a running machine.
 //!
-//! Vitrine's terminal behaves as QEMU's `-nographic` does. Nothing here knows a machine: bytes and keys go to
-//! whoever asked for them. A web view will be a sibling of these modules.
+//! The terminal (raw mode that is always undone, the Ctrl-A keys, signals, careful output) behaves as with QEMU's
+//! `-nographic`, and knows no machine: bytes and keys go to whoever asked for them. The page is in [`web`].
 
 pub mod editor;
 pub mod escape;
@@ -9,6 +9,7 @@ pub mod input;
 pub mod output;
 pub mod signals;
 pub mod terminal;
+pub mod web;
 
 pub use editor::Editor;
 pub use escape::{Action, Escape, HELP};

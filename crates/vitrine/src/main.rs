@@ -39,7 +39,7 @@ fn main() {
 
 fn command() -> Result<End> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    let demo = arguments.is_empty();
+    let demo = arguments.iter().all(|argument| argument == "view");
     let flags = match flags::parse(arguments)? {
         Request::Print(text) => {
             io::stdout().write_all(text.as_bytes()).context("standard output cannot be written")?;

@@ -55,6 +55,9 @@ pub fn run(flags: &Flags) -> Result<End> {
     if console.assumed {
         say("there is no display yet, so the terminal is used as with -nographic: Ctrl-A x quits, Ctrl-A h helps");
     }
+    if let Some(page) = &flags.view {
+        session.serve_page(page)?;
+    }
     if let Some(mode) = console.terminal {
         session.attach(mode, console.input)?;
     }

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use devices::Sink;
 use machine::{Config, Handle, Machine, MachineError, Outcome};
-use view::{Action, Escape, Mode, Output, Terminal, terminal};
+use view::{Action, Escape, Mode, Output, Terminal, terminal, web};
 
 use crate::feed::Feed;
+use crate::flags::values::Page;
 use crate::keyboard::Keyboard;
 use crate::say::{line, say};
 
@@ -170,6 +171,19 @@ impl Session {
     /// When the socket cannot be made.
     pub fn serve_gdb(&mut self, address: &control::Address) -> Result<()> {
         self.servers.push(control::serve_gdb(address, self.handle.clone())?);
+        Ok(())
+    }
+
+    /// Serves the page in the browser, and says where.
+    ///
+    /// # Errors
+    /// When there is no such address, or it is taken.
+    pub fn serve_page(&self, Page { host, port }: &Page) -> Result<()> {
+        let server = match port {
+            Some(port) => web::serve(host, *port, &self.handle)?,
+            None => web::serve(host, web::PORT, &self.handle).or_else(|_| web::serve(host, 0, &self.handle))?,
+        };
+        say(format_args!("the page is at {}", server.url()));
         Ok(())
     }
 

@@ -47,6 +47,17 @@ impl Client {
         self.json()
     }
 
+    /// Has a command carried out and waits for its event, which may come before the answer.
+    fn done_and_told(&mut self, command: &str, event: &str) {
+        self.send(execute(command).to_string());
+        let (mut done, mut told) = (false, false);
+        while !(done && told) {
+            let message = self.json();
+            done |= message == json!({ "return": {} });
+            told |= message["event"] == event && message["data"].is_null();
+        }
+    }
+
     /// The next event of this name; others are passed over.
     fn event(&mut self, name: &str) -> Value {
         loop {
@@ -128,11 +139,9 @@ fn the_machine_protocol_is_spoken() {
         client.ask(&json!({ "execute": "query-status", "id": [1, "a"] })),
         json!({ "return": { "running": true, "status": "running" }, "id": [1, "a"] })
     );
-    client.send(execute("stop").to_string());
-    assert_eq!((client.json(), client.event("STOP")["data"].is_null()), (json!({ "return": {} }), true));
+    client.done_and_told("stop", "STOP");
     assert_eq!(client.ask(&execute("query-status"))["return"]["status"], "paused");
-    client.send(format!("{}\n", execute("cont")));
-    client.event("RESUME");
+    client.done_and_told("cont", "RESUME");
     let ask = json!({ "execute": "human-monitor-command", "arguments": { "command-line": "xp/gx 0x110000" } });
     assert_eq!(client.ask(&ask)["return"], "0000000000110000: 0x1122334455667788\n");
     assert!(client.ask(&execute("query-commands"))["return"].as_array().unwrap().contains(&json!({ "name": "quit" })));

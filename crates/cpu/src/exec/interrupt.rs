@@ -126,6 +126,9 @@ impl Cpu {
 
     fn deliver(&mut self, event: Event) -> Result<(), Exception> {
         self.log_event(&event);
+        if let Some(count) = self.delivered.get_mut(usize::from(event.vector)) {
+            *count += 1;
+        }
         if !self.cr0.protection() {
             self.deliver_real(&event)
         } else if self.long_mode() {

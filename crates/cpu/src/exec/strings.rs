@@ -92,7 +92,12 @@ impl Element for Movs {
 
     fn run<W: Width>(cpu: &mut Cpu, op: &Op, limit: u64) -> Result<u64, Exception> {
         let Some((from, n)) = cpu.plain_run::<W>(op, usize::from(op.seg), RSI, limit, false)? else { return Ok(0) };
-        let Some((to, n)) = cpu.plain_run::<W>(op, ES, RDI, n, true)? else { return Ok(0) };
+        let to = match cpu.plain_run::<W>(op, ES, RDI, n, true) {
+            // The source is read all the same, which is to be seen.
+            Err(_) if from.is_recorded() => None,
+            to => to?,
+        };
+        let Some((to, n)) = to else { return Ok(0) };
         let origin = cpu.origin();
         cpu.mmu.copy_run::<W>(origin, &from, &to, n as usize);
         cpu.advance(RSI, op, n * W::SIZE);

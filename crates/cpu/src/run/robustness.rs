@@ -87,7 +87,7 @@ impl Mmio for Noise {
 impl Observer for Noise {
     fn interest(&self, _: Gva, gpa: Gpa) -> Interest {
         let watched = gpa.0 & 0x3000 == 0;
-        Interest { read: watched, write: watched, fetch: gpa.0 & 0x7000 == 0, ..Interest::default() }
+        Interest { read: watched, write: watched, fetch: gpa.0 & 0x7000 == 0 }
     }
     fn wants_walks(&self, _: Gpa) -> bool {
         true

@@ -117,6 +117,10 @@ impl FwCfg {
 }
 
 impl PortDevice for FwCfg {
+    fn name(&self) -> &str {
+        "fw_cfg"
+    }
+
     fn read(&self, _port: u16, size: usize) -> u32 {
         if size != 1 {
             return 0;

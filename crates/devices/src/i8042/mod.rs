@@ -186,6 +186,10 @@ impl I8042 {
 }
 
 impl PortDevice for I8042 {
+    fn name(&self) -> &str {
+        "i8042"
+    }
+
     fn read(&self, port: u16, _size: usize) -> u32 {
         self.with(|core| if port == COMMAND { self.status(core) } else { self.read_data(core) }).into()
     }

@@ -93,6 +93,10 @@ fn register(port: u16, size: usize) -> Register {
 }
 
 impl PortDevice for PciBus {
+    fn name(&self) -> &str {
+        "pci"
+    }
+
     fn read(&self, port: u16, size: usize) -> u32 {
         match register(port, size) {
             Register::Address => lock(&self.address).into_bits(),

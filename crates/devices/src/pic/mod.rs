@@ -153,6 +153,10 @@ impl Chips {
 }
 
 impl PortDevice for Pic {
+    fn name(&self) -> &str {
+        "pic"
+    }
+
     fn read(&self, port: u16, size: usize) -> u32 {
         self.change(|chips| read_ports(port, size, |port| chips.read(port)))
     }

@@ -150,6 +150,10 @@ impl State {
 }
 
 impl PortDevice for Pit {
+    fn name(&self) -> &str {
+        "pit"
+    }
+
     fn read(&self, port: u16, size: usize) -> u32 {
         self.at_now(|state, now| read_ports(port, size, |port| state.read(port, now)))
     }

@@ -198,6 +198,10 @@ impl Expire for Pm {
 }
 
 impl PortDevice for Pm {
+    fn name(&self) -> &str {
+        "pm"
+    }
+
     fn read(&self, port: u16, size: usize) -> u32 {
         let (bytes, base): (&[u8], u16) = match port {
             SMI.. if port < SMI + SMI_PORTS => (&[0, self.with(|core| core.scratch)], SMI),

@@ -26,6 +26,10 @@ impl ResetControl {
 }
 
 impl PortDevice for ResetControl {
+    fn name(&self) -> &str {
+        "reset"
+    }
+
     fn read(&self, _port: u16, _size: usize) -> u32 {
         lock(&self.register).into_bits().into()
     }

@@ -229,6 +229,10 @@ impl State {
 }
 
 impl PortDevice for Rtc {
+    fn name(&self) -> &str {
+        "rtc"
+    }
+
     fn read(&self, port: u16, size: usize) -> u32 {
         self.at_now(|state, now| read_ports(port, size, |port| state.read(port, now)))
     }

@@ -86,6 +86,10 @@ impl Uart {
 }
 
 impl PortDevice for Uart {
+    fn name(&self) -> &str {
+        "serial"
+    }
+
     fn read(&self, port: u16, _size: usize) -> u32 {
         self.with(|core| core.read(port.wrapping_sub(self.base) % PORTS)).into()
     }

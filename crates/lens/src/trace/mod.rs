@@ -264,7 +264,7 @@ fn wanted(kinds: Kinds, write: bool) -> bool {
 
 impl Observer for Trace {
     fn interest(&self, gva: Gva, gpa: Gpa) -> Interest {
-        Interest { record: self.filter.all().is_some(), ..self.filter.interest(gva, gpa) }
+        self.filter.interest(gva, gpa)
     }
 
     fn wants_walks(&self, gpa: Gpa) -> bool {
@@ -278,6 +278,10 @@ impl Observer for Trace {
             feed.lot.one(self.moment(1), access);
             feed.pass(GROUP);
         }
+    }
+
+    fn record_will_do(&self, _: Gva, _: Gpa) -> bool {
+        self.records()
     }
 
     fn records(&self) -> bool {

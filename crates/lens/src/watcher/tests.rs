@@ -108,14 +108,8 @@ fn pieces_of_an_access_that_crosses_a_page_are_seen_where_they_lie() {
     assert_eq!(lines.len(), 2);
     assert!(lines[0].starts_with("watch w4 cpu1 rip 42 gva 5ffc gpa 105ffc "), "{}", lines[0]);
     assert!(lines[1].starts_with("watch w4 cpu1 rip 42 gva 6000 gpa 106000 "), "{}", lines[1]);
-    assert_eq!(
-        watcher.interest(Gva(0x5000), Gpa(0)),
-        Interest { read: true, write: true, fetch: false, ..Interest::default() }
-    );
-    assert_eq!(
-        watcher.interest(Gva(0x6000), Gpa(0)),
-        Interest { read: true, write: true, fetch: false, ..Interest::default() }
-    );
+    assert_eq!(watcher.interest(Gva(0x5000), Gpa(0)), Interest { read: true, write: true, fetch: false });
+    assert_eq!(watcher.interest(Gva(0x6000), Gpa(0)), Interest { read: true, write: true, fetch: false });
     assert_eq!(watcher.interest(Gva(0x7000), Gpa(0)), Interest::default());
 }
 

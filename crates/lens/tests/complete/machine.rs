@@ -239,13 +239,16 @@ struct Everything {
 
 impl Observer for Everything {
     fn interest(&self, _: Gva, _: Gpa) -> Interest {
-        Interest { read: true, write: true, fetch: self.fetches, record: self.records }
+        Interest { read: true, write: true, fetch: self.fetches }
     }
     fn wants_walks(&self, gpa: Gpa) -> bool {
         self.walks && DATA_TABLES.contains(&gpa.0)
     }
     fn access(&self, access: &Access) {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(*access);
+    }
+    fn record_will_do(&self, _: Gva, _: Gpa) -> bool {
+        self.records
     }
     fn records(&self) -> bool {
         self.records

@@ -93,6 +93,12 @@ impl HostRun {
         self.len == 0
     }
 
+    /// Whether records are to be made of what is accessed.
+    #[must_use]
+    pub fn is_recorded(&self) -> bool {
+        self.records
+    }
+
     /// How many elements of type `T` lie whole in the run.
     #[must_use]
     pub fn elements<T: Scalar>(&self) -> usize {

@@ -5,6 +5,7 @@ use crate::hostmem::{self, HostAccess};
 use crate::map::Page;
 use crate::observe::{Access, AccessKind, Interest, Observer};
 use crate::tlb::{CODE, Comparator, Entry, Full, INVALID, IO, RECORD, ROM, WATCH};
+use crate::touched::{PAGES_MAX, Seen};
 use crate::walk::{Tables, Want};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
 use std::sync::atomic::Ordering;
@@ -12,6 +13,9 @@ use x86::PAGE_SIZE;
 
 /// The most bytes that one access reports at once.
 const REPORTED: usize = 16;
+
+/// The address in CR3.
+const ROOT: u64 = 0x000f_ffff_ffff_f000;
 
 /// A translated access within one page.
 #[derive(Clone, Copy)]
@@ -145,15 +149,24 @@ impl Mmu {
         }
         let suits =
             |full: &Full| (full.rights.dirty || want != Want::Write) && self.paging.allows(full.rights, space, want);
-        let full = match self.tlb.known(gva.page()).filter(suits) {
+        let mut full = match self.tlb.known(gva.page()).filter(suits) {
             Some(full) => full,
             None => self.walk(origin, space, gva, want)?,
         };
+        full.touched = self.touch(space, &full, want);
         let entry = self.derive(space, &full);
         let flags = entry.comparator(want).flags(full.gva).unwrap_or(INVALID);
         self.tlb.fill(space, entry, full);
         self.renew();
         Ok((flags, full))
+    }
+
+    /// Notes that a page is touched, if that is wanted. The kinds of access that its entry is to let pass.
+    fn touch(&mut self, space: Space, full: &Full, want: Want) -> Interest {
+        let Some(touched) = &mut self.touched else { return Interest::ALL };
+        let root = Gpa(self.paging.registers().cr3 & ROOT);
+        touched.note(Seen { root, page: full.gpa }, Interest::only(want), PAGES_MAX);
+        self.tlb.touched(space, full.gva, full.gpa).or(Interest::only(want))
     }
 
     fn walk(&mut self, origin: Origin, space: Space, gva: Gva, want: Want) -> Result<Full, MemoryFault> {
@@ -174,6 +187,7 @@ impl Mmu {
         let gva = gva.page();
         let mut watch = observer.map(|observer| observer.interest(gva, gpa)).unwrap_or_default();
         watch.fetch |= self.uncached.contains(&gva);
+        let record = self.records && observer.is_some_and(|observer| observer.record_will_do(gva, gpa));
         Ok(Full {
             gva,
             gpa,
@@ -181,16 +195,19 @@ impl Mmu {
             rights: translation.rights,
             shift: translation.shift as u8,
             watch,
+            record,
+            touched: Interest::ALL,
         })
     }
 
     /// The TLB entry for a page in `space`: what is allowed there now, and what must be slow.
     fn derive(&self, space: Space, full: &Full) -> Entry {
-        let Full { gva, memory, rights, watch, .. } = *full;
+        let Full { gva, memory, rights, watch, record, touched, .. } = *full;
         let io = if memory == Page::Io { IO } else { 0 };
         let flag = |on: bool, flag: u64| if on { flag } else { 0 };
         let comparator = |want: Want, flags: u64| {
-            if self.paging.allows(rights, space, want) { Comparator::new(gva, io | flags) } else { Comparator::NOTHING }
+            let passes = touched.has(want) && self.paging.allows(rights, space, want);
+            if passes { Comparator::new(gva, io | flags) } else { Comparator::NOTHING }
         };
         let write_flags = match memory {
             Page::Ram(hva) => flag(self.map.code().marked(hva), CODE),
@@ -199,7 +216,7 @@ impl Mmu {
         };
         // A read-modify-write goes by the write comparator alone, so that a watch for reads must show there too.
         let watched = watch.write || watch.read;
-        let (read, write) = if watched && watch.record {
+        let (read, write) = if watched && record {
             // Translated code that makes records makes them of all accesses.
             (RECORD, RECORD)
         } else {

@@ -309,7 +309,7 @@ fn brief(access: &Access) -> (AccessKind, u64, u64, u8, u128) {
 
 #[test]
 fn a_watch_sees_every_access_exactly_and_no_other() {
-    let (_, mut mmu, watcher) = watched(Interest { read: true, write: true, fetch: false, ..Interest::default() });
+    let (_, mut mmu, watcher) = watched(Interest { read: true, write: true, fetch: false });
     let gva = HERE + 0x1010;
     mmu.write(BY, K, Gva(gva), 0x736e_6f63u32).expect("writable");
     mmu.read::<u16>(BY, K, Gva(gva + 1)).expect("readable");
@@ -356,7 +356,7 @@ fn a_watch_sees_every_access_exactly_and_no_other() {
 
 #[test]
 fn a_write_tells_what_was_there_before() {
-    let (_, mut mmu, watcher) = watched(Interest { read: false, write: true, fetch: false, ..Interest::default() });
+    let (_, mut mmu, watcher) = watched(Interest { read: false, write: true, fetch: false });
     let old = |mmu: &mut Mmu, what: &dyn Fn(&mut Mmu)| {
         what(mmu);
         watcher.take().iter().map(|a| (a.gpa.0 & 0xfff, a.size, a.old)).collect::<Vec<_>>()
@@ -380,7 +380,7 @@ fn a_write_tells_what_was_there_before() {
 
 #[test]
 fn accesses_to_descriptor_tables_are_of_a_kind_of_their_own() {
-    let (_, mut mmu, watcher) = watched(Interest { read: true, write: true, fetch: false, ..Interest::default() });
+    let (_, mut mmu, watcher) = watched(Interest { read: true, write: true, fetch: false });
     let by = Origin { descriptor: true, ..BY };
     mmu.read::<u64>(by, K, Gva(HERE + 0x1000)).expect("readable");
     mmu.write(by, K, Gva(HERE + 0x1000), 1u8).expect("writable");
@@ -390,7 +390,7 @@ fn accesses_to_descriptor_tables_are_of_a_kind_of_their_own() {
 
 #[test]
 fn a_watch_for_reads_sees_the_read_of_a_read_modify_write() {
-    let (_, mut mmu, watcher) = watched(Interest { read: true, write: false, fetch: false, ..Interest::default() });
+    let (_, mut mmu, watcher) = watched(Interest { read: true, write: false, fetch: false });
     let gva = Gva(HERE + 0x1000);
     mmu.write(BY, K, gva, 5u8).expect("writable");
     assert!(watcher.take().is_empty());
@@ -399,7 +399,7 @@ fn a_watch_for_reads_sees_the_read_of_a_read_modify_write() {
         watcher.take().iter().map(brief).collect::<Vec<_>>(),
         [(AccessKind::Read, HERE + 0x1000, 0x30_0000, 1, 5)]
     );
-    let (_, mut mmu, watcher) = watched(Interest { read: false, write: true, fetch: false, ..Interest::default() });
+    let (_, mut mmu, watcher) = watched(Interest { read: false, write: true, fetch: false });
     mmu.read::<u8>(BY, K, gva).expect("readable");
     assert!(mmu.read_fast::<u8>(gva).is_some(), "reads stay fast under a watch for writes");
     mmu.modify(gva, false, |old: u8| (old + 1, ())).expect("writable");
@@ -408,7 +408,7 @@ fn a_watch_for_reads_sees_the_read_of_a_read_modify_write() {
 
 #[test]
 fn a_watched_page_with_code_stays_watched_without_it() {
-    let (_, mut mmu, watcher) = watched(Interest { read: false, write: true, fetch: false, ..Interest::default() });
+    let (_, mut mmu, watcher) = watched(Interest { read: false, write: true, fetch: false });
     let gva = Gva(HERE + 0x1000);
     mmu.protect_code(hva(&mmu, 0x30_0000), 64);
     for value in 1..4u8 {
@@ -420,7 +420,7 @@ fn a_watched_page_with_code_stays_watched_without_it() {
 
 #[test]
 fn fetches_are_seen_when_they_are_watched() {
-    let (_, mut mmu, watcher) = watched(Interest { read: false, write: false, fetch: true, ..Interest::default() });
+    let (_, mut mmu, watcher) = watched(Interest { read: false, write: false, fetch: true });
     assert!(matches!(mmu.fetch_page(BY, Gva(HERE)), Ok(FetchPage::Memory(_))));
     assert_eq!(mmu.fetch_page(BY, Gva(HERE + 0x1000)), Ok(FetchPage::Uncached));
     assert_eq!(mmu.fetch_fast(Gva(HERE + 0x1000)), None);
@@ -458,7 +458,7 @@ fn walks_are_seen_when_their_tables_are_watched() {
 #[test]
 fn a_watched_device_is_seen_too() {
     let (_, mut mmu, _) = machine();
-    let interest = Interest { read: true, write: true, fetch: false, ..Interest::default() };
+    let interest = Interest { read: true, write: true, fetch: false };
     let watcher = Arc::new(Watcher { pages: vec![(DEVICE.0, interest)], ..Watcher::default() });
     mmu.set_observer(Some(Arc::<Watcher>::clone(&watcher)));
     mmu.read::<u32>(BY, K, Gva(HERE + 0x2000)).expect("readable");

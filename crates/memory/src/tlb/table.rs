@@ -47,7 +47,9 @@ const NOTHING: Full = Full {
     memory: Page::Io,
     rights: Rights { user: false, writable: false, no_execute: false, dirty: false, global: false, key: 0 },
     shift: 0,
-    watch: Interest { read: false, write: false, fetch: false, record: false },
+    watch: Interest { read: false, write: false, fetch: false },
+    touched: Interest::ALL,
+    record: false,
 };
 
 impl Table {

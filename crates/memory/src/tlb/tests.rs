@@ -167,7 +167,9 @@ fn tables_grow_with_use_and_shrink_without() {
         memory: Page::Io,
         rights: Rights::default(),
         shift: 12,
+        record: false,
         watch: Interest::default(),
+        touched: Interest::ALL,
     };
     let fill = |tlb: &mut Tlb, page: u64| {
         tlb.fill(Space::User, Entry { read: Comparator::new(Gva(page * 0x1000), 0), ..Entry::EMPTY }, full(page));

@@ -74,6 +74,9 @@ pub fn run(flags: &Flags) -> Result<End> {
         console = Some((sink, events.clone()));
         Ok(config)
     })?;
+    if let Some(page) = &flags.view {
+        session.serve_page(page)?;
+    }
     session.start()?;
     let report = match experiment(&session, &booting, &program, &lines) {
         Ok(Ok(report)) => report,

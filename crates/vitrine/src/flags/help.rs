@@ -10,6 +10,7 @@ const HEAD: &str = "\
 Vitrine, an x86-64 machine under glass
 
     vitrine                                   the demo: Debian's kernel, and one access seen through four addresses
+    vitrine view -kernel FILE …               a machine, and a page in the browser that shows it
     vitrine -kernel FILE -initrd FILE -append \"console=ttyS0\" -nographic -m 128M
 
 ";

@@ -20,7 +20,7 @@ use cpu::cpuid::Model;
 use lens::trace::Spec;
 use lens::{Format, Watch};
 use machine::Accel;
-use values::{Board, DebugConsole, Device, LogItems, Monitor, Nothing, Serial};
+use values::{Board, DebugConsole, Device, LogItems, Monitor, Nothing, Page, Serial};
 
 /// A command line that has been understood.
 #[derive(Debug)]
@@ -97,6 +97,10 @@ pub struct Flags {
     #[arg(long = "S", action = ArgAction::SetTrue)]
     pub stopped: bool,
 
+    /// serve the page in the browser at [HOST]:PORT (loopback only without HOST; port 0: a free one); 'vitrine view' does too
+    #[arg(long, value_name = "[HOST]:PORT", value_parser = values::page)]
+    pub view: Option<Page>,
+
     /// end where the guest would reset
     #[arg(long, action = ArgAction::SetTrue)]
     pub no_reboot: bool,
@@ -172,6 +176,8 @@ pub struct Flags {
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, UsageError> {
     let mut command = Flags::command();
     command.build();
+    let mut arguments = arguments.into_iter().peekable();
+    let view = arguments.next_if(|first| first == "view").is_some();
     let arguments = match normalise::normalise(&command, arguments)? {
         normalise::Normal::Help(topic) => return Ok(Request::Print(topic)),
         normalise::Normal::Arguments(arguments) => arguments,
@@ -180,7 +186,10 @@ pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, U
     let matches = command
         .try_get_matches_from_mut(std::iter::once(program).chain(arguments))
         .map_err(|error| UsageError(message::one_line(&error)))?;
-    let flags = Flags::from_arg_matches(&matches).map_err(|error| UsageError(message::one_line(&error)))?;
+    let mut flags = Flags::from_arg_matches(&matches).map_err(|error| UsageError(message::one_line(&error)))?;
+    if view {
+        flags.view.get_or_insert_default();
+    }
     if flags.help {
         return Ok(Request::Print(help::text(&command)));
     }

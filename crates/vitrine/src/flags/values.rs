@@ -9,6 +9,9 @@ use lens::{Watch, WatchError};
 use machine::{Accel, BoardKind, DebugExitPorts};
 
 const MIB: u64 = 1 << 20;
+/// Where servers are unless told otherwise.
+const LOOPBACK: &str = "127.0.0.1";
+
 /// The least memory that the smallest of guests can start in.
 const MEMORY_LEAST: u64 = 2 * MIB;
 /// The most: 40 bits of guest physical address, of which the hole below 4 GiB takes some.
@@ -364,8 +367,38 @@ pub fn gdb(text: &str) -> Result<Address, String> {
     let address = address.split_once(',').map_or(address, |(address, _)| address);
     let (host, port) = address.rsplit_once(':').ok_or(RIGHT)?;
     let port = port.parse().ok().filter(|port| *port != 0).ok_or("a TCP port is a number from 1 to 65535")?;
-    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    Ok(Address::Tcp(if host.is_empty() { "127.0.0.1".to_owned() } else { host.to_owned() }, port))
+    Ok(Address::Tcp(host_of(host), port))
+}
+
+/// Where the page in the browser is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// An address or a name of this host.
+    pub host: String,
+    /// `None`: the usual port, or another if that is taken.
+    pub port: Option<u16>,
+}
+
+impl Default for Page {
+    fn default() -> Self {
+        Self { host: LOOPBACK.to_owned(), port: None }
+    }
+}
+
+/// `[HOST]:PORT`, on the loopback interface if there is no host.
+pub fn page(text: &str) -> Result<Page, String> {
+    const RIGHT: &str = "the page is served at [HOST]:PORT, such as :8086";
+    let (host, port) = text.rsplit_once(':').ok_or(RIGHT)?;
+    let port = port
+        .parse()
+        .map_err(|_| format!("'{port}' is no port: a number from 1 to 65535, or 0 for one that is free"))?;
+    Ok(Page { host: host_of(host), port: Some(port) })
+}
+
+/// A host's name or address, without an IPv6 address's brackets; the loopback interface's if there is none.
+fn host_of(text: &str) -> String {
+    let host = text.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(text);
+    if host.is_empty() { LOOPBACK.to_owned() } else { host.to_owned() }
 }
 
 /// `none`.

@@ -245,7 +245,7 @@ fn nobody_relies_on_what_is_not_plainly_cached() {
     assert_eq!(mmu.rely_on_fetch(Gva(USER)), None, "not fetched yet");
     mmu.read::<u8>(BY, Space::User, Gva(USER + 0x8000)).expect("readable");
     assert_eq!(mmu.rely_on_fetch(Gva(USER + 0x8000)), None, "a device");
-    let fetch = Interest { read: false, write: false, fetch: true, ..Interest::default() };
+    let fetch = Interest { read: false, write: false, fetch: true };
     mmu.set_observer(Some(Arc::new(Watcher { pages: vec![(0x20_0000, fetch)], ..Watcher::default() })));
     for (page, plain) in [(USER, false), (USER + 0x1000, true)] {
         mmu.fetch_page(BY, Gva(page)).expect("executable");

@@ -1,0 +1,231 @@
+//! The figures of a running machine, for those who show them again and again: the page in the browser, `vitrine top`,
+//! and whoever asks by QEMU's machine protocol (`query-figures`).
+//!
+//! All are counts since the machine was made; who wants rates subtracts. Addresses are hexadecimal texts, since JSON's
+//! numbers hold 53 bits for many a reader.
+
+use crate::info;
+use crate::monitor::{Monitor, MonitorError};
+use crate::registers::Snapshot;
+use machine::{Bus, VcpuStats};
+use memory::Gva;
+use memory::walk::Mode;
+use serde::{Deserialize, Serialize};
+
+/// A machine's figures.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Figures {
+    /// Nanoseconds that the machine has run.
+    pub time: u64,
+    /// `running`, `paused`, `prelaunch` or `shutdown`.
+    pub status: String,
+    /// Where guest physical memory ends, in bytes.
+    pub memory: u64,
+    /// Each vCPU.
+    pub vcpus: Vec<Vcpu>,
+    /// Each device.
+    pub devices: Vec<Device>,
+}
+
+/// A vCPU's.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Vcpu {
+    /// Instructions executed.
+    pub instructions: u64,
+    /// Whether those are all. Else translated code has not counted its own.
+    pub counted: bool,
+    /// Where it is.
+    pub rip: String,
+    /// In which function of the guest's kernel that is.
+    pub symbol: Option<String>,
+    /// Current privilege level.
+    pub cpl: u8,
+    /// Whether it sleeps in HLT.
+    pub halted: bool,
+    /// CR3.
+    pub cr3: String,
+    /// How it translates addresses.
+    pub paging: String,
+    /// The TLB's slow path.
+    pub tlb: Tlb,
+    /// Exceptions and interrupts that were delivered, by vector; none that was not.
+    pub delivered: Vec<Delivered>,
+    /// The translator, if there is one.
+    pub translator: Option<Translator>,
+    /// Registers, by name.
+    pub registers: Vec<(String, String)>,
+}
+
+/// What the TLB's slow path found where. Hits of the fast path are not counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as in memory::tlb::Stats")]
+pub struct Tlb {
+    pub hits: u64,
+    pub victim_hits: u64,
+    pub global_hits: u64,
+    pub walks: u64,
+    pub faults: u64,
+    pub page_flushes: u64,
+    pub context_flushes: u64,
+    pub full_flushes: u64,
+    pub grown: u64,
+}
+
+/// How often a vector was delivered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivered {
+    /// The vector.
+    pub vector: u8,
+    /// What it is called.
+    pub name: String,
+    /// How often.
+    pub count: u64,
+}
+
+/// The translator's figures.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Translator {
+    /// Regions translated.
+    pub regions: u64,
+    /// Guest instructions translated.
+    pub instructions: u64,
+    /// Bytes of host code made from them.
+    pub code: u64,
+    /// Times that translated code was entered.
+    pub entered: u64,
+    /// Accesses that needed nothing but an entry in the TLB.
+    pub refilled: u64,
+    /// Times that the oldest code was dropped for want of room.
+    pub flushes: u64,
+}
+
+/// A device's figures.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// What it is called.
+    pub name: String,
+    /// Whether by I/O ports; else by memory accesses.
+    pub ports: bool,
+    /// Reads.
+    pub reads: u64,
+    /// Writes.
+    pub writes: u64,
+}
+
+impl Monitor {
+    /// The machine's figures now.
+    ///
+    /// # Errors
+    /// A vCPU cannot be looked at.
+    pub fn figures(&mut self) -> Result<Figures, MonitorError> {
+        let look = |vcpu: &mut machine::Vcpu| (Snapshot::take(vcpu), vcpu.stats(), vcpu.cpu.stop_at.is_some());
+        let vcpus = (0..self.handle.vcpus()).map(|index| {
+            let (snapshot, stats, counts) = self.handle.inspect(index, look)?;
+            Ok(self.vcpu(&snapshot, &stats, counts))
+        });
+        let vcpus = vcpus.collect::<Result<_, MonitorError>>()?;
+        let device = |device: machine::DeviceCount| Device {
+            name: device.name,
+            ports: device.bus == Bus::Port,
+            reads: device.reads,
+            writes: device.writes,
+        };
+        Ok(Figures {
+            time: self.handle.stats().time,
+            status: info::state(self.handle.run_state()).to_owned(),
+            memory: lens::touched::extent(self.handle.map()).0,
+            vcpus,
+            devices: self.handle.device_counts().into_iter().map(device).collect(),
+        })
+    }
+
+    fn vcpu(&self, snapshot: &Snapshot, stats: &VcpuStats, counts: bool) -> Vcpu {
+        let memory::tlb::Stats {
+            hits,
+            victim_hits,
+            global_hits,
+            walks,
+            faults,
+            page_flushes,
+            context_flushes,
+            full_flushes,
+            grown,
+        } = stats.tlb;
+        let registers = &snapshot.registers;
+        let delivered = (0..=u8::MAX).zip(&stats.delivered).filter(|(_, count)| **count > 0);
+        Vcpu {
+            instructions: stats.instructions,
+            counted: counts || stats.jit.is_none(),
+            rip: format!("{:016x}", registers.rip),
+            symbol: self.symbols(snapshot).at(Gva(registers.rip)).map(|named| named.to_string()),
+            cpl: registers.cpl,
+            halted: registers.halted,
+            cr3: format!("{:016x}", registers.cr[2]),
+            paging: paging(snapshot.space.paging().mode()).to_owned(),
+            tlb: Tlb {
+                hits,
+                victim_hits,
+                global_hits,
+                walks,
+                faults,
+                page_flushes,
+                context_flushes,
+                full_flushes,
+                grown,
+            },
+            delivered: delivered
+                .map(|(vector, count)| Delivered { vector, name: vector_name(vector).to_owned(), count: *count })
+                .collect(),
+            translator: stats.jit.as_ref().map(|jit| Translator {
+                regions: jit.regions,
+                instructions: jit.instructions,
+                code: jit.code + jit.cold_code,
+                entered: jit.entered,
+                refilled: jit.refilled,
+                flushes: jit.flushes,
+            }),
+            registers: snapshot.listed(),
+        }
+    }
+}
+
+/// What a paging mode is called.
+pub(crate) fn paging(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Off => "no paging",
+        Mode::Legacy => "32-bit paging",
+        Mode::Pae => "PAE paging",
+        Mode::Level4 => "4-level paging",
+        Mode::Level5 => "5-level paging",
+    }
+}
+
+/// What a vector is called (SDM vol. 3A, table 6-1): an exception, or an interrupt of the guest's choosing.
+#[must_use]
+pub fn vector_name(vector: u8) -> &'static str {
+    const NAMES: [&str; 22] = [
+        "#DE divide error",
+        "#DB debug",
+        "NMI",
+        "#BP breakpoint",
+        "#OF overflow",
+        "#BR bound range",
+        "#UD invalid opcode",
+        "#NM no device",
+        "#DF double fault",
+        "coprocessor overrun",
+        "#TS invalid TSS",
+        "#NP segment not present",
+        "#SS stack fault",
+        "#GP general protection",
+        "#PF page fault",
+        "reserved",
+        "#MF x87 error",
+        "#AC alignment check",
+        "#MC machine check",
+        "#XM SIMD error",
+        "#VE virtualization",
+        "#CP control protection",
+    ];
+    NAMES.get(usize::from(vector)).copied().unwrap_or(if vector < 32 { "reserved" } else { "interrupt" })
+}

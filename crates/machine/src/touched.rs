@@ -1,0 +1,126 @@
+//! Collecting what vCPUs touch and count while somebody looks.
+//!
+//! Both cost something: touched pages a miss each ([`memory::touched`]), and counted instructions make translated code
+//! count. So vCPUs do either only while it is asked for.
+
+use crate::handle::{Handle, InspectError};
+use crate::vcpu::Vcpu;
+use lens::touched::{Round, WorkingSet};
+use std::sync::atomic::Ordering;
+
+/// When a vCPU that only counts stops: never.
+const NEVER: u64 = u64::MAX;
+
+/// Has touched pages noted in rounds, while it lives.
+#[derive(Debug)]
+pub struct Heat(Handle);
+
+impl Heat {
+    /// Ends a round on every vCPU and gives it.
+    ///
+    /// # Errors
+    /// A vCPU cannot be looked at.
+    pub fn turn(&self) -> Result<Round, InspectError> {
+        self.0.collect_touched(true)?;
+        Ok(self.0.book().turn())
+    }
+}
+
+impl Drop for Heat {
+    fn drop(&mut self) {
+        self.0.book().unwatch();
+        // A vCPU that does not answer goes on noting; what it notes is bounded.
+        let _ = self.0.collect_touched(false);
+    }
+}
+
+/// Has every vCPU count all instructions, while it lives.
+#[derive(Debug)]
+pub struct Looking(Handle);
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        if self.0.counting().fetch_sub(1, Ordering::SeqCst) == 1 {
+            // A machine that has ended counts nothing.
+            let _ = self.0.on_each(|vcpu| {
+                if vcpu.cpu.stop_at == Some(NEVER) {
+                    vcpu.cpu.stop_at = None;
+                }
+            });
+        }
+    }
+}
+
+impl Handle {
+    fn on_each(&self, act: impl Fn(&mut Vcpu) + Clone + Send + 'static) -> Result<(), InspectError> {
+        (0..self.vcpus()).try_for_each(|index| self.inspect(index, act.clone()))
+    }
+
+    /// Takes what every vCPU has noted; they go on if anybody wants to know. `anew`: pages that are still touched are
+    /// noted again.
+    fn collect_touched(&self, anew: bool) -> Result<(), InspectError> {
+        let wanted = self.book().wanted();
+        (0..self.vcpus()).try_for_each(|index| {
+            let touched = self.inspect(index, move |vcpu| {
+                let touched = vcpu.cpu.mmu.take_touched(anew);
+                vcpu.cpu.mmu.note_touched(wanted);
+                touched
+            })?;
+            self.book().add(touched);
+            Ok(())
+        })
+    }
+
+    /// Begins a working set; the one before is forgotten.
+    ///
+    /// # Errors
+    /// A vCPU cannot be looked at.
+    pub fn mark_working_set(&self) -> Result<(), InspectError> {
+        // What was touched before belongs to no set, or to the one before.
+        self.collect_touched(true)?;
+        self.book().mark(self.stats().time);
+        self.collect_touched(false)
+    }
+
+    /// Ends the working set: nothing is noted for it any more.
+    ///
+    /// # Errors
+    /// A vCPU cannot be looked at.
+    pub fn forget_working_set(&self) -> Result<(), InspectError> {
+        self.book().unmark();
+        self.collect_touched(false)
+    }
+
+    /// The pages touched since the mark; `None` if there is none.
+    ///
+    /// # Errors
+    /// A vCPU cannot be looked at.
+    pub fn working_set(&self) -> Result<Option<WorkingSet>, InspectError> {
+        self.collect_touched(false)?;
+        Ok(self.book().working_set())
+    }
+
+    /// Has touched pages noted in rounds, the first of which begins now.
+    ///
+    /// # Errors
+    /// A vCPU cannot be looked at.
+    pub fn heat(&self) -> Result<Heat, InspectError> {
+        self.book().watch();
+        let heat = Heat(self.clone());
+        self.collect_touched(true)?;
+        Ok(heat)
+    }
+
+    /// Has every vCPU count all instructions.
+    ///
+    /// # Errors
+    /// A vCPU cannot be looked at.
+    pub fn look(&self) -> Result<Looking, InspectError> {
+        self.counting().fetch_add(1, Ordering::SeqCst);
+        let looking = Looking(self.clone());
+        self.on_each(|vcpu| {
+            vcpu.cpu.stop_at.get_or_insert(NEVER);
+        })?;
+        Ok(looking)
+    }
+}
