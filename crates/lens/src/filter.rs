@@ -156,6 +156,14 @@ impl State {
         self.pointers = pointers;
     }
 
+    /// The kinds of access that are all wanted, on no condition, if nothing else is but fetches.
+    fn all(&self) -> Option<Kinds> {
+        let kinds = self.physically.everywhere()?;
+        let nothing_else = self.virtually.is_empty() && self.pointers.is_empty();
+        let plain = self.entries.iter().all(|entry| entry.watch.conditions.is_empty() && entry.watch.limit.is_none());
+        (nothing_else && plain && (kinds.read || kinds.write)).then_some(kinds)
+    }
+
     /// The kinds of access for which any of `size` bytes is watched.
     fn kinds(&self, gva: Option<Gva>, gpa: Gpa, size: u64) -> Kinds {
         let by_gpa = self.physically.kinds(gpa.0, last(gpa.0, size));
@@ -299,6 +307,11 @@ impl Filter {
     /// Has the vCPU that asks next whether interest has changed end what it is at.
     pub fn interrupt(&self) {
         self.changed.store(true, Ordering::Release);
+    }
+
+    /// The kinds of access that are all wanted, on no condition, if nothing else is but fetches.
+    pub fn all(&self) -> Option<Kinds> {
+        self.state().all()
     }
 
     /// See [`memory::Observer::interest`].

@@ -14,6 +14,9 @@ const CHART: usize = 120;
 const WIDE: u16 = 96;
 const ACCENT: Color = Color::Cyan;
 
+/// Which of the TLB's counts.
+type Count = fn(&Tlb) -> u64;
+
 /// Everything that is shown.
 #[derive(Debug)]
 pub(super) struct Screen {
@@ -113,9 +116,8 @@ impl Screen {
     }
 
     fn tlb(&self) -> Table<'static> {
-        let of =
-            |figures: &Figures, count: fn(&Tlb) -> u64| figures.vcpus.iter().map(|vcpu| count(&vcpu.tlb)).sum::<u64>();
-        let rows: [(&str, fn(&Tlb) -> u64); 9] = [
+        let of = |figures: &Figures, count: Count| figures.vcpus.iter().map(|vcpu| count(&vcpu.tlb)).sum::<u64>();
+        let rows: [(&str, Count); 9] = [
             ("slow-path hits", |tlb| tlb.hits),
             ("victim hits", |tlb| tlb.victim_hits),
             ("global hits", |tlb| tlb.global_hits),
