@@ -148,6 +148,7 @@ impl Browser {
     /// # Panics
     /// If it cannot be written.
     pub fn picture(&mut self, path: &Path) {
+        self.evaluate("scrollTo(0, 0)");
         let shot = self.call("Page.captureScreenshot", &json!({ "captureBeyondViewport": true }));
         let bytes = decoded(shot["data"].as_str().expect("a picture"));
         assert!(bytes.starts_with(b"\x89PNG"), "a PNG");

@@ -5,12 +5,16 @@
 //! numbers hold 53 bits for many a reader.
 
 use crate::info;
+use crate::look::Watched;
 use crate::monitor::{Monitor, MonitorError};
 use crate::registers::Snapshot;
 use machine::{Bus, VcpuStats};
 use memory::Gva;
 use memory::walk::Mode;
 use serde::{Deserialize, Serialize};
+
+/// Address spaces of a working set.
+const SPACES: usize = 8;
 
 /// A machine's figures.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +29,37 @@ pub struct Figures {
     pub vcpus: Vec<Vcpu>,
     /// Each device.
     pub devices: Vec<Device>,
+    /// What is watched.
+    pub watched: Watched,
+    /// The pages touched since the mark, if one is set.
+    pub working_set: Option<WorkingSet>,
+}
+
+/// The pages touched since a mark.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkingSet {
+    /// When the mark was set, as [`Figures::time`].
+    pub since: u64,
+    /// Each page once, whoever touched it.
+    pub total: Pages,
+    /// The largest address spaces, by the root of their page tables.
+    pub spaces: Vec<(String, Pages)>,
+}
+
+/// How many pages were touched, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as in lens::touched::Pages")]
+pub struct Pages {
+    pub all: u64,
+    pub read: u64,
+    pub written: u64,
+    pub fetched: u64,
+}
+
+impl From<lens::touched::Pages> for Pages {
+    fn from(lens::touched::Pages { all, read, written, fetched }: lens::touched::Pages) -> Self {
+        Self { all, read, written, fetched }
+    }
 }
 
 /// A vCPU's.
@@ -136,7 +171,23 @@ impl Monitor {
             memory: lens::touched::extent(self.handle.map()).0,
             vcpus,
             devices: self.handle.device_counts().into_iter().map(device).collect(),
+            watched: self.watched(),
+            working_set: self.working_set()?,
         })
+    }
+
+    fn working_set(&self) -> Result<Option<WorkingSet>, MonitorError> {
+        let shown = |set: lens::touched::WorkingSet| WorkingSet {
+            since: set.since,
+            total: set.total.into(),
+            spaces: set
+                .spaces
+                .iter()
+                .take(SPACES)
+                .map(|(root, pages)| (format!("{root:016x}"), (*pages).into()))
+                .collect(),
+        };
+        Ok(self.handle.working_set()?.map(shown))
     }
 
     fn vcpu(&self, snapshot: &Snapshot, stats: &VcpuStats, counts: bool) -> Vcpu {

@@ -6,10 +6,11 @@ use crate::arguments::Arguments;
 use crate::explain;
 use crate::monitor::{Monitor, MonitorError};
 use crate::paging::{hpa, region_of};
+use lens::{Hit, Listed, Watch, WatchError};
 use memory::walk::Mode;
 use memory::walk::spans::Alike;
-use memory::{Gpa, Gva};
-use serde::Serialize;
+use memory::{Access, Gpa, Gva};
+use serde::{Deserialize, Serialize};
 use x86::{PAGE_OFFSET, PAGE_SHIFT, PAGE_SIZE, Pte};
 
 /// Runs of mappings that are searched for a page.
@@ -85,11 +86,114 @@ pub struct Page {
     pub more: bool,
 }
 
+/// What is watched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watched {
+    /// Each watch.
+    pub watches: Vec<Watching>,
+    /// The last access that was reported.
+    pub last: Option<LastAccess>,
+}
+
+/// A watch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watching {
+    /// Its number.
+    pub id: u32,
+    /// Its expression.
+    pub watch: String,
+    /// The addresses that it watches now, or why there are none.
+    pub place: Result<(String, String), String>,
+    /// Accesses reported.
+    pub hits: u64,
+}
+
+/// An access to what is watched, with all that was known of it when it was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "as in memory::Access and lens::Hit")]
+pub struct LastAccess {
+    pub watch: u32,
+    pub kind: String,
+    pub size: u8,
+    pub value: String,
+    pub old: Option<String>,
+    pub cpu: u32,
+    pub cpl: u8,
+    pub cr3: String,
+    pub rip: String,
+    /// The function that made it.
+    pub by: Option<String>,
+    pub gva: Option<String>,
+    /// The symbol that its address lies in.
+    pub at: Option<String>,
+    pub gpa: String,
+    pub hva: Option<String>,
+    pub hpa: Option<String>,
+}
+
 fn hex(number: u64) -> String {
     format!("{number:016x}")
 }
 
+impl From<Hit> for LastAccess {
+    fn from(Hit { watch, access, hpa, by, at }: Hit) -> Self {
+        let Access { kind, origin, cr3, gva, gpa, hva, size, value, old } = access;
+        let digits = |value: u128| format!("{value:0width$x}", width = 2 * usize::from(size));
+        Self {
+            watch,
+            kind: lens::format::kind(kind).to_owned(),
+            size,
+            value: digits(value),
+            old: old.map(digits),
+            cpu: origin.cpu,
+            cpl: origin.cpl,
+            cr3: hex(cr3),
+            rip: hex(origin.rip),
+            by,
+            gva: gva.map(|gva| hex(gva.0)),
+            at,
+            gpa: hex(gpa.0),
+            hva: hva.map(|hva| hex(hva.0)),
+            hpa: hpa.map(|hpa| hex(hpa.0)),
+        }
+    }
+}
+
 impl Monitor {
+    /// What is watched now.
+    #[must_use]
+    pub fn watched(&self) -> Watched {
+        let lens = self.handle.lens();
+        let watching = |Listed { id, watch, place, hits, .. }: Listed| Watching {
+            id,
+            watch: watch.to_string(),
+            place: place.map(|(first, last)| (hex(first), hex(last))),
+            hits,
+        };
+        Watched {
+            watches: lens.watches().into_iter().map(watching).collect(),
+            last: lens.last_hit().map(LastAccess::from),
+        }
+    }
+
+    /// Watches what an expression says, from now on.
+    ///
+    /// # Errors
+    /// It is wrong, or there are as many watches as can be.
+    pub fn watch(&mut self, expression: &str) -> Result<u32, MonitorError> {
+        let watch: Watch =
+            expression.trim().parse().map_err(|error: WatchError| MonitorError::Watch(error.to_string()))?;
+        self.handle.watch(watch).map_err(|error| MonitorError::Other(error.to_string()))
+    }
+
+    /// Ends a watch, if there is one of that number.
+    ///
+    /// # Errors
+    /// A vCPU cannot be looked at.
+    pub fn unwatch(&mut self, id: u32) -> Result<bool, MonitorError> {
+        Ok(self.handle.unwatch(id)?)
+    }
+
     /// Follows the address that an expression names, such as `$rsp` or `jiffies+4`.
     ///
     /// # Errors

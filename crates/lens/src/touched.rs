@@ -110,6 +110,12 @@ impl Book {
         state.marked.is_some() || state.watchers > 0
     }
 
+    /// Whether a mark is set.
+    #[must_use]
+    pub fn is_marked(&self) -> bool {
+        self.state().marked.is_some()
+    }
+
     /// Begins a working set at `now`, in nanoseconds of the machine's clock; the one before is forgotten.
     pub fn mark(&self, now: u64) {
         self.state().marked = Some((now, Touched::default()));

@@ -96,6 +96,9 @@ impl Handle {
     /// # Errors
     /// A vCPU cannot be looked at.
     pub fn working_set(&self) -> Result<Option<WorkingSet>, InspectError> {
+        if !self.book().is_marked() {
+            return Ok(None);
+        }
         self.collect_touched(false)?;
         Ok(self.book().working_set())
     }

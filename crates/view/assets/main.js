@@ -2,6 +2,7 @@
 import { Heat } from "./heat.js";
 import { Panels } from "./panels.js";
 import { Tables } from "./tables.js";
+import { Watches } from "./watches.js";
 
 export const $ = (id) => document.getElementById(id);
 
@@ -35,6 +36,7 @@ export const short = (hex) => hex.replace(/^0+(?=.)/, "");
 const heat = new Heat();
 const panels = new Panels();
 const tables = new Tables();
+const watches = new Watches((access) => panels.watched(access));
 let source = null;
 
 function status(state, text = state) {
@@ -51,15 +53,15 @@ function banner(text) {
 }
 
 function look({ data }) {
-  const { figures, error, heat: touched, watches } = JSON.parse(data);
+  const { figures, error, heat: touched } = JSON.parse(data);
   banner(error);
   if (figures) {
     status(figures.status);
     panels.update(figures);
     tables.update(figures);
+    watches.update(figures.watched);
     heat.extent(figures.memory);
   }
-  if (watches) panels.watches(watches);
   if (touched) heat.add(touched);
 }
 
@@ -84,5 +86,5 @@ for (const action of ["stop", "cont"]) {
   $(action).addEventListener("click", () => tell("run", { action }).catch((error) => banner(error.message)));
 }
 connect();
-panels.follow($("chain-at").value);
+panels.follow($("chain-at").value, false);
 tables.show("");

@@ -17,6 +17,8 @@ export class Panels {
       event.preventDefault();
       this.follow($("chain-at").value);
     });
+    $("chain-address").addEventListener("click", () => this.follow($("chain-at").value));
+    $("chain-watched").addEventListener("click", () => this.show(true));
     $("monitor-form").addEventListener("submit", (event) => {
       event.preventDefault();
       this.monitor($("monitor-line").value);
@@ -52,7 +54,7 @@ export class Panels {
     this.devices(figures, before, per);
     this.registers(cpu, was);
     // What an expression names moves with the machine.
-    if (this.chainAt && !this.asking && /\$/.test(this.chainAt)) this.follow(this.chainAt);
+    if (!this.showsWatched && this.chainAt && !this.asking && /\$/.test(this.chainAt)) this.follow(this.chainAt, false);
   }
 
   chart() {
@@ -157,16 +159,52 @@ export class Panels {
     }));
   }
 
-  /** Follows an address through all four. */
-  async follow(at) {
+  /** Shows the last watched access, or else an address. */
+  show(watched) {
+    this.showsWatched = watched;
+    $("chain-watched").setAttribute("aria-pressed", watched);
+    $("chain-address").setAttribute("aria-pressed", !watched);
+    if (watched && this.lastAccess) this.showAccess(this.lastAccess);
+  }
+
+  /** Takes the last access to what is watched. It is shown from the first one on, until an address is asked for. */
+  watched(access) {
+    const first = !this.lastAccess;
+    this.lastAccess = access;
+    $("chain-watched").disabled = false;
+    if (first && !this.byHand) this.show(true);
+    else if (this.showsWatched) this.showAccess(access);
+  }
+
+  showAccess(access) {
+    const kinds = { r: "read", w: "write", x: "fetch", pr: "page walk’s read", pw: "page walk’s write", dr: "descriptor read", dw: "descriptor write" };
+    const kind = kinds[access.kind] ?? access.kind;
+    $("chain-what").textContent = `${kind} of ${access.size} byte${access.size === 1 ? "" : "s"} by `
+      + `${access.by ?? short(access.rip)} on cpu${access.cpu}, CPL ${access.cpl}`;
+    this.stops([
+      ["GVA", "guest virtual", access.gva, access.gva ? access.at ?? "" : "a page walk has none"],
+      ["GPA", "guest’s page tables", access.gpa, ""],
+      ["HVA", "Vitrine’s map", access.hva, access.hva ? "Vitrine’s own memory" : "a device answered"],
+      ["HPA", "host’s page tables", access.hpa, access.hpa ? "a real memory chip" : access.hva ? "hidden from this user" : ""],
+      ["value", kind, access.value, access.old && access.old !== access.value ? `before: ${access.old}` : "", "value"],
+    ]);
+    this.steps([["rip", `${access.rip}${access.by ? `  ${access.by}` : ""}`], ["CR3", access.cr3], ["watch", String(access.watch)]]);
+  }
+
+  /** Follows an address through all four. `byHand`: somebody has asked for it just now. */
+  async follow(at, byHand = true) {
     if (!at.trim()) return;
+    if (byHand) {
+      this.byHand = true;
+      this.show(false);
+    }
     const turn = this.turn = (this.turn ?? 0) + 1;
     this.chainAt = at;
     this.asking = true;
     try {
       const chain = await ask("chain", at);
-      // Another address may have been asked for meanwhile.
-      if (turn !== this.turn) return;
+      // Something else may have been asked for meanwhile.
+      if (turn !== this.turn || this.showsWatched) return;
       $("chain-what").textContent = chain.symbol && chain.symbol !== at ? `${at} is in ${chain.symbol}` : "";
       this.showChain(chain);
     } catch (error) {
@@ -178,28 +216,36 @@ export class Panels {
     }
   }
 
-  showChain(chain) {
-    const stop = (label, by, address, note, kind = "") => {
+  /** Shows the stops of a way: label, what leads there, address, note, kind. */
+  stops(all) {
+    const stop = ([label, by, address, note, kind = ""]) => {
       const text = element("span", "address");
       const zeros = /^0*(?=.)/.exec(address ?? "")[0].length;
       text.append(...(address ? [element("i", "", address.slice(0, zeros)), address.slice(zeros)] : ["none"]));
       const made = element("li", `stop ${kind} ${address ? "" : "none"}`,
         element("span", "label", element("b", "", label), element("span", "", by)), text, element("span", "note", note ?? ""));
-      made.dataset.by = by;
       return made;
     };
+    $("chain").replaceChildren(...all.map(stop));
+  }
+
+  steps(all) {
+    $("chain-steps").replaceChildren(...all.flatMap(([name, text]) => [element("dt", "", name), element("dd", "", text)]));
+  }
+
+  showChain(chain) {
     const hpa = chain.hpa?.startsWith("0x") ? chain.hpa.slice(2).padStart(16, "0") : null;
     const bytes = chain.bytes.map((byte) => byte.toString(16).padStart(2, "0"));
     const word = bytes.slice(0, 8).reverse().join("");
     const letters = chain.bytes.map((byte) => (byte >= 32 && byte < 127 ? String.fromCharCode(byte) : "·")).join("");
-    $("chain").replaceChildren(
-      stop("GVA", "guest virtual", chain.gva, chain.symbol ?? ""),
-      stop("GPA", "guest’s page tables", chain.gpa, chain.gpa ? chain.region ?? "nothing answers" : "not mapped"),
-      stop("HVA", "Vitrine’s map", chain.hva, chain.hva ? "Vitrine’s own memory" : "no memory there"),
-      stop("HPA", "host’s page tables", hpa, hpa ? "a real memory chip" : chain.hpa ?? ""),
-      stop("value", bytes.length ? `${Math.min(8, bytes.length)} bytes` : "", bytes.length ? word : null, bytes.length ? `“${letters}”` : "", "value"),
-    );
-    $("chain-steps").replaceChildren(...chain.steps.flatMap(([name, text]) => [element("dt", "", name), element("dd", "", text)]));
+    this.stops([
+      ["GVA", "guest virtual", chain.gva, chain.symbol ?? ""],
+      ["GPA", "guest’s page tables", chain.gpa, chain.gpa ? chain.region ?? "nothing answers" : "not mapped"],
+      ["HVA", "Vitrine’s map", chain.hva, chain.hva ? "Vitrine’s own memory" : "no memory there"],
+      ["HPA", "host’s page tables", hpa, hpa ? "a real memory chip" : chain.hpa ?? ""],
+      ["value", bytes.length ? `${Math.min(8, bytes.length)} bytes` : "", bytes.length ? word : null, bytes.length ? `“${letters}”` : "", "value"],
+    ]);
+    this.steps(chain.steps);
   }
 
   async monitor(line) {

@@ -9,6 +9,7 @@ pub mod input;
 pub mod output;
 pub mod signals;
 pub mod terminal;
+pub mod top;
 pub mod web;
 
 pub use editor::Editor;

@@ -9,6 +9,7 @@ mod plan;
 mod run;
 mod say;
 mod session;
+mod top;
 
 use std::io::{self, Write};
 use std::process::exit;
@@ -39,6 +40,10 @@ fn main() {
 
 fn command() -> Result<End> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    if let Some((_, rest)) = arguments.split_first().filter(|(first, _)| *first == "top") {
+        top::run(rest)?;
+        return Ok(End::Status(0));
+    }
     let demo = arguments.iter().all(|argument| argument == "view");
     let flags = match flags::parse(arguments)? {
         Request::Print(text) => {

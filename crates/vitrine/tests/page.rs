@@ -76,6 +76,34 @@ fn it_shows_a_guest_at_work() {
     let stops = "[...document.querySelectorAll('#chain .stop')]";
     browser.wait(&format!("{stops}.length === 5 && {stops}[0].innerText.includes('saved_command_line')"), SOON);
     assert_eq!(browser.evaluate(&format!("{stops}.filter(stop => stop.classList.contains('none')).length <= 1")), true);
+    // A watch is made, reports, is edited in place and ends.
+    browser.evaluate(
+        "document.getElementById('watch-new').value = 'r:*saved_command_line';
+         document.getElementById('watch-form').requestSubmit()",
+    );
+    browser.wait("/^[1-9]/.test(document.querySelector('#watches .hits')?.innerText)", SOON);
+    browser.evaluate("document.getElementById('chain-watched').click()");
+    browser.wait(&format!("{stops}.length === 5 && {stops}[4].innerText.includes('read')"), SOON);
+    let what = browser.evaluate("document.getElementById('chain-what').innerText");
+    assert!(what.as_str().is_some_and(|what| what.starts_with("read of ") && what.contains(" by ")), "{what}");
+    let edit = |text: &str| {
+        format!(
+            "(() => {{
+                const input = document.querySelector('#watches input');
+                input.value = '{text}';
+                input.dispatchEvent(new Event('change'));
+            }})()"
+        )
+    };
+    browser.evaluate(&edit("q:nonsense"));
+    browser.wait("document.getElementById('watch-error').innerText.includes('not a kind')", SOON);
+    browser.evaluate(&edit("w:jiffies+8"));
+    browser.wait("document.querySelector('#watches .id')?.innerText === '2'", SOON);
+    assert_eq!(browser.evaluate("document.querySelectorAll('#watches li').length"), 1);
+    browser.wait("/^[1-9]/.test(document.querySelector('#watches .hits')?.innerText)", SOON);
+    browser.picture(&pictures().join("watch.png"));
+    browser.evaluate("document.querySelector('#watches button').click()");
+    browser.wait("document.querySelectorAll('#watches li').length === 0", SOON);
     // The tree unfolds.
     let rows = "document.querySelectorAll('#tables .row').length";
     browser.wait(&format!("{rows} > 3"), SOON);
@@ -129,7 +157,8 @@ fn it_shows_a_guest_at_work() {
     browser.wait("Number(document.getElementById('mips')?.textContent) > 0", SOON);
     std::thread::sleep(Duration::from_secs(2));
     browser.picture(&pictures().join("desk-dark.png"));
-    let complaints = browser.complaints();
+    // The wrong expression was refused.
+    let complaints: Vec<_> = browser.complaints().iter().filter(|told| !told.contains("/api/watch")).collect();
     assert!(complaints.is_empty(), "{complaints:#?}");
 }
 

@@ -107,6 +107,37 @@ pub(super) async fn monitor(State(context): State<Arc<Context>>, Json(Line { lin
     answer(&context, move |monitor| Ok(monitor.execute(&line))).await
 }
 
+/// A watch that is to be.
+#[derive(Debug, Deserialize)]
+pub(super) struct NewWatch {
+    watch: String,
+    /// The watch in whose place it is.
+    instead: Option<u32>,
+}
+
+/// Watches something, instead of something else if so asked. A mistake changes nothing.
+pub(super) async fn watch(State(context): State<Arc<Context>>, Json(new): Json<NewWatch>) -> Response {
+    answer(&context, move |monitor| {
+        let id = monitor.watch(&new.watch)?;
+        if let Some(old) = new.instead {
+            monitor.unwatch(old)?;
+        }
+        Ok(id)
+    })
+    .await
+}
+
+/// A watch that there is.
+#[derive(Debug, Deserialize)]
+pub(super) struct OldWatch {
+    id: u32,
+}
+
+/// Ends a watch.
+pub(super) async fn unwatch(State(context): State<Arc<Context>>, Json(OldWatch { id }): Json<OldWatch>) -> Response {
+    answer(&context, move |monitor| monitor.unwatch(id)).await
+}
+
 /// What the machine is to do.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "lowercase")]

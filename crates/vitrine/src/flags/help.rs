@@ -11,6 +11,7 @@ Vitrine, an x86-64 machine under glass
 
     vitrine                                   the demo: Debian's kernel, and one access seen through four addresses
     vitrine view -kernel FILE …               a machine, and a page in the browser that shows it
+    vitrine top unix:PATH                     the figures of a machine that runs with -qmp unix:PATH, in the terminal
     vitrine -kernel FILE -initrd FILE -append \"console=ttyS0\" -nographic -m 128M
 
 ";
