@@ -245,6 +245,11 @@ impl Filter {
         Self { state: RwLock::default(), kernel, told, changed, attempts }
     }
 
+    /// What is asked for symbols.
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.kernel
+    }
+
     /// The set as it is. Not to be held when it is changed.
     pub fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)

@@ -1,5 +1,6 @@
 //! All that looks at a machine, as the one observer that it has.
 
+use crate::symbols::Kernel;
 use crate::watch::Watch;
 use crate::{Hit, Listed, Trace, WatchRefused, Watcher};
 use memory::observe::{Batch, Interest};
@@ -64,6 +65,12 @@ impl Lens {
     #[must_use]
     pub fn last_hit(&self) -> Option<Hit> {
         self.watcher.last_hit()
+    }
+
+    /// The guest's kernel, for all who ask for its symbols and processes.
+    #[must_use]
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        self.watcher.kernel()
     }
 
     /// The trace, if there is one.
