@@ -117,6 +117,8 @@ pub struct Config {
     pub no_shutdown: bool,
     /// Sees accesses to memory that it is interested in.
     pub lens: Arc<Lens>,
+    /// The port by which the guest turns the trace on and off, if there is one.
+    pub trace_port: Option<u16>,
     /// Files for fw_cfg, by name.
     pub fw_cfg: Vec<(String, Vec<u8>)>,
 }
@@ -143,6 +145,7 @@ impl Config {
             no_reboot: false,
             no_shutdown: false,
             lens: Arc::default(),
+            trace_port: None,
             fw_cfg: Vec::new(),
         }
     }

@@ -49,6 +49,7 @@ pub fn run(flags: &Flags) -> Result<End> {
         config.debugcon = flags.debugcon.as_ref().map(|to| debug_console(to, events)).transpose()?;
         let kernel = Arc::<Kernel>::default();
         trace = flags.trace.as_ref().map(|spec| tracer(spec, config.cpus, &kernel)).transpose()?;
+        config.trace_port = flags.trace.as_ref().and_then(|spec| spec.when.port);
         config.lens = Arc::new(Lens::new(watcher(flags, &kernel)?, trace.clone()));
         Ok(config)
     })?;
