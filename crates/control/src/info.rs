@@ -5,6 +5,8 @@ use crate::command::{Command, lines};
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::registers::Snapshot;
 use crate::{paging, touched, watching};
+use cpu::debugger::Stop;
+use lens::symbols::{Process, by_cr3};
 use machine::{Chip, RunState, Vcpu};
 use memory::Gva;
 
@@ -27,6 +29,12 @@ pub(crate) const COMMANDS: &[Command] = &[
     },
     Command { names: &["mtree"], arguments: "[-f]", help: "show the physical address space", run: paging::mtree },
     Command { names: &["pic"], arguments: "", help: "show PIC and I/O APIC state", run: pic },
+    Command {
+        names: &["processes", "ps"],
+        arguments: "",
+        help: "show the processes of a Linux guest, and which of them the current CPU runs",
+        run: processes,
+    },
     Command {
         names: &["registers"],
         arguments: "[-a|vcpu]",
@@ -79,6 +87,21 @@ fn symbol(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     })
 }
 
+/// `info processes`.
+fn processes(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    let snapshot = monitor.snapshot()?;
+    let all = monitor.processes(snapshot).map_err(|why| MonitorError::Other(why.to_string()))?;
+    let current = by_cr3(&all, snapshot.registers.cr[2]);
+    let line = |process: &Process| {
+        let mark = if current == Some(process) { '*' } else { ' ' };
+        let table = process.table.map_or_else(|| "-".to_owned(), |gpa| format!("{gpa:x}"));
+        format!("{mark} {:>7}  {table:>12}  {:016x}  {}", process.pid, process.task, process.name)
+    };
+    let head = format!("  {:>7}  {:>12}  {:16}  name", "pid", "page table", "task_struct");
+    Ok(lines(std::iter::once(head).chain(all.iter().map(line))))
+}
+
 /// What [`RunState`] is called.
 pub(crate) fn state(state: RunState) -> &'static str {
     match state {
@@ -92,7 +115,13 @@ pub(crate) fn state(state: RunState) -> &'static str {
 fn status(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     arguments.end()?;
     Ok(match monitor.handle.run_state() {
-        now @ (RunState::Running | RunState::Paused) => format!("VM status: {}\n", state(now)),
+        now @ (RunState::Running | RunState::Paused) => {
+            let why = match monitor.handle.debug_stop() {
+                Some((_, Stop::Observer(id))) if now == RunState::Paused => format!(" (watch {id})"),
+                _ => String::new(),
+            };
+            format!("VM status: {}{why}\n", state(now))
+        }
         now => format!("VM status: paused ({})\n", state(now)),
     })
 }
