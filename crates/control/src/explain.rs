@@ -6,6 +6,7 @@ use crate::figures::paging;
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::paging::{hpa, region, region_of, size};
 use crate::registers::Snapshot;
+use lens::symbols::by_cr3;
 use memory::tlb::{self, Cached, Place};
 use memory::walk::{Inspection, Mode, Step, Translation, Want};
 use memory::{Gpa, Gva, Space};
@@ -70,7 +71,9 @@ impl Tree<'_> {
         if self.mode() != Mode::Off {
             let cr3 = self.snapshot.registers.cr[2];
             let pcid = self.snapshot.pcid.map(|pcid| format!(", PCID {pcid}")).unwrap_or_default();
-            branches.push(("CR3", format!("{cr3:016x}{pcid}")));
+            let all = self.monitor.processes(self.snapshot).unwrap_or_default();
+            let of = by_cr3(&all, cr3).map(|process| format!(": {} (pid {})", process.name, process.pid));
+            branches.push(("CR3", format!("{cr3:016x}{pcid}{}", of.unwrap_or_default())));
         }
         for (i, step) in steps.iter().enumerate() {
             let leaf = i + 1 == steps.len();

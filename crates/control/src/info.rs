@@ -5,6 +5,7 @@ use crate::command::{Command, lines};
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::registers::Snapshot;
 use crate::{paging, touched, watching};
+use lens::symbols::{Process, by_cr3};
 use machine::{Chip, RunState, Vcpu};
 use memory::Gva;
 
@@ -27,6 +28,12 @@ pub(crate) const COMMANDS: &[Command] = &[
     },
     Command { names: &["mtree"], arguments: "[-f]", help: "show the physical address space", run: paging::mtree },
     Command { names: &["pic"], arguments: "", help: "show PIC and I/O APIC state", run: pic },
+    Command {
+        names: &["processes", "ps"],
+        arguments: "",
+        help: "show the processes of a Linux guest, and which of them the current CPU runs",
+        run: processes,
+    },
     Command {
         names: &["registers"],
         arguments: "[-a|vcpu]",
@@ -77,6 +84,21 @@ fn symbol(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
         None if symbols.is_empty() => "no symbols are found in the guest's kernel (yet)\n".to_owned(),
         None => format!("{address:016x} lies in no symbol of the guest's kernel\n"),
     })
+}
+
+/// `info processes`.
+fn processes(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    arguments.end()?;
+    let snapshot = monitor.snapshot()?;
+    let all = monitor.processes(snapshot).map_err(|why| MonitorError::Other(why.to_string()))?;
+    let current = by_cr3(&all, snapshot.registers.cr[2]);
+    let line = |process: &Process| {
+        let mark = if current == Some(process) { '*' } else { ' ' };
+        let table = process.table.map_or_else(|| "-".to_owned(), |gpa| format!("{gpa:x}"));
+        format!("{mark} {:>7}  {table:>12}  {:016x}  {}", process.pid, process.task, process.name)
+    };
+    let head = format!("  {:>7}  {:>12}  {:16}  name", "pid", "page table", "task_struct");
+    Ok(lines(std::iter::once(head).chain(all.iter().map(line))))
 }
 
 /// What [`RunState`] is called.

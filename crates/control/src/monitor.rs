@@ -4,7 +4,7 @@ use crate::arguments::{Arguments, Format};
 use crate::command;
 use crate::expression::ExpressionError;
 use crate::registers::Snapshot;
-use lens::symbols::{Kernel, Table};
+use lens::symbols::{Process, Table, Unlisted};
 use machine::{Handle, InspectError, Vcpu};
 use memory::{Gva, Pagemap};
 use std::cell::OnceCell;
@@ -78,8 +78,6 @@ pub struct Monitor {
     pub(crate) cpu: usize,
     /// Where `x`, `xp` and `print` begin.
     pub(crate) format: Format,
-    /// The symbols that were found.
-    kernel: Arc<Kernel>,
     /// What is known of the current vCPU while a line is executed.
     snapshot: OnceCell<Result<Snapshot, InspectError>>,
 }
@@ -89,7 +87,7 @@ impl Monitor {
     #[must_use]
     pub fn new(handle: Handle) -> Self {
         let (pagemap, format) = (Pagemap::open().ok().map(Arc::new), Format::default());
-        Self { handle, pagemap, cpu: 0, format, kernel: Arc::default(), snapshot: OnceCell::new() }
+        Self { handle, pagemap, cpu: 0, format, snapshot: OnceCell::new() }
     }
 
     /// Makes vCPU `index` the current one.
@@ -134,13 +132,12 @@ impl Monitor {
         // Taken when the first register is asked for; it borrows nothing of the monitor.
         let early = OnceCell::new();
         let (handle, cpu) = (self.handle.clone(), self.cpu);
-        let kernel = self.kernel.clone();
         let lookup = |name: &str| {
             let snapshot = early.get_or_init(|| handle.inspect(cpu, Snapshot::take)).as_ref();
             let snapshot = snapshot.map_err(|error| *error)?;
             Ok(match name.strip_prefix('$') {
                 Some(register) => snapshot.value(&register.to_ascii_lowercase()),
-                None => symbols(&kernel, &handle, snapshot).find(name).map(|Gva(address)| address),
+                None => symbols(&handle, snapshot).find(name).map(|Gva(address)| address),
             })
         };
         act(self, &mut Arguments::new(rest, &lookup))
@@ -169,7 +166,14 @@ impl Monitor {
 
     /// The symbols of the guest's kernel, as far as `snapshot` shows one.
     pub(crate) fn symbols(&self, snapshot: &Snapshot) -> Arc<Table> {
-        symbols(&self.kernel, &self.handle, snapshot)
+        symbols(&self.handle, snapshot)
+    }
+
+    /// The processes of the guest, as far as `snapshot` shows a kernel that can be asked for them.
+    pub(crate) fn processes(&self, snapshot: &Snapshot) -> Result<Vec<Process>, Unlisted> {
+        let (entry, gpa) = snapshot.entry.ok_or(Unlisted::NoSymbols)?;
+        let map = self.handle.map();
+        Ok(self.handle.lens().kernel().processes(map, entry, gpa)?.list(map))
     }
 
     /// The names of commands that begin with `start`, for completion: those of `info` behind `info`.
@@ -179,6 +183,7 @@ impl Monitor {
     }
 }
 
-fn symbols(kernel: &Kernel, handle: &Handle, snapshot: &Snapshot) -> Arc<Table> {
+fn symbols(handle: &Handle, snapshot: &Snapshot) -> Arc<Table> {
+    let kernel = handle.lens().kernel();
     snapshot.entry.map_or_else(Arc::default, |(entry, gpa)| kernel.symbols(handle.map(), entry, gpa))
 }

@@ -431,6 +431,12 @@ impl Asm {
         self.bytes.push(0);
     }
 
+    /// `btc reg, 63`.
+    pub fn flip_highest(&mut self, reg: Reg) {
+        self.rr(true, &[0x0f, 0xba], 7, reg);
+        self.raw(&[63]);
+    }
+
     /// `shl reg, count`.
     pub fn shl(&mut self, reg: Reg, count: u8) {
         self.rr(true, &[0xc1], 4, reg);

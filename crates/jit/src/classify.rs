@@ -104,6 +104,8 @@ pub struct Mode {
     pub legacy: Option<Legacy>,
     /// Instructions are counted: see `cpu::Cpu::stop_at`.
     pub counts: bool,
+    /// Accesses are recorded: see `record`. Instructions are counted then, too.
+    pub records: bool,
 }
 
 impl Mode {
@@ -114,7 +116,8 @@ impl Mode {
         let avx = cpu.cr4.os_xsave() && cpu.xcr0.sse() && cpu.xcr0.avx() && !cpu.cr0.task_switched();
         let avx = avx && cpu.protected();
         let (sse, legacy) = (x87 && cpu.cr4.os_fxsr(), Legacy::of(cpu));
-        Self { user: cpu.cpl != 0, x87, sse, avx, legacy, counts: cpu.stop_at.is_some() }
+        let records = cpu.mmu.records();
+        Self { user: cpu.cpl != 0, x87, sse, avx, legacy, counts: records || cpu.stop_at.is_some(), records }
     }
 
     /// Default size of the code.
@@ -133,12 +136,12 @@ impl Mode {
         }
     }
 
-    /// As a number of nine bits.
+    /// As a number of ten bits.
     #[must_use]
     pub fn bits(self) -> u64 {
         let legacy = self.legacy.map_or(0, |legacy| legacy.bits() << 1 | 1);
         let units = u64::from(self.x87) << 1 | u64::from(self.sse) << 2 | u64::from(self.avx) << 3;
-        u64::from(self.user) | units | legacy << 4 | u64::from(self.counts) << 8
+        u64::from(self.user) | units | legacy << 4 | u64::from(self.counts) << 8 | u64::from(self.records) << 9
     }
 }
 

@@ -102,6 +102,10 @@ pub struct Frame {
     pub inline: Inline,
     /// How many instructions may be executed after the running block, where they are counted.
     pub budget: u64,
+    /// Where the next record goes: see `record`.
+    pub records: u64,
+    /// Guest virtual address of the access of which one is made.
+    pub accessed: u64,
     /// Not zero: SYSCALL or SYSRET has been executed.
     pub crossed: u32,
     /// Not zero: the vector registers and MXCSR are the guest's.
@@ -114,6 +118,10 @@ pub struct Frame {
     pub quiet: u32,
     /// Not zero: not in 64-bit mode.
     pub legacy: u32,
+    /// What the translator knows of the access of which a record is made.
+    pub what: u32,
+    /// For alignment.
+    pub reserved_too: u32,
     /// ES, CS, SS, DS, FS and GS, for who is not in 64-bit mode.
     pub segments: [Bounds; 6],
 }

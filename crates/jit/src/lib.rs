@@ -15,6 +15,7 @@ pub mod graph;
 pub mod legacy;
 pub mod log;
 pub mod perf;
+mod record;
 pub mod region;
 pub mod regs;
 pub mod run;

@@ -222,8 +222,10 @@ impl Names {
             load_x87,
             resume: _,
             access,
+            recorded,
             group,
             missed,
+            record,
             strings,
             time,
             syscall,
@@ -243,6 +245,7 @@ impl Names {
             (fault, "fault"),
             (load_vector, "load_vector"),
             (load_x87, "load_x87"),
+            (record, "record"),
             (time, "time"),
             (syscall, "syscall"),
             (sysret, "sysret"),
@@ -254,6 +257,10 @@ impl Names {
         for (thunk, [read, write]) in sizes.iter().map(String::as_str).zip(access).chain([("group", group)]) {
             name(read, format!("find_read_{thunk}"));
             name(write, format!("find_write_{thunk}"));
+        }
+        for (thunk, [read, write]) in sizes.iter().zip(recorded) {
+            name(read, format!("find_recorded_read_{thunk}"));
+            name(write, format!("find_recorded_write_{thunk}"));
         }
         for (at, thunk) in strings.names() {
             name(at, thunk);
@@ -275,6 +282,9 @@ impl Names {
             (offset_of!(Frame, addends), "addend0"),
             (offset_of!(Frame, budget), "budget"),
             (offset_of!(Frame, scratch), "scratch"),
+            (offset_of!(Frame, accessed), "accessed"),
+            (offset_of!(Frame, records), "records"),
+            (offset_of!(Frame, what), "what"),
             (offset_of!(Frame, inline) + offset_of!(Inline, accesses), "count_accesses"),
             (offset_of!(Frame, inline) + offset_of!(Inline, jumps), "count_jumps"),
             (offset_of!(Frame, inline) + offset_of!(Inline, direct), "count_direct"),

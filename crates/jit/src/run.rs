@@ -5,6 +5,7 @@ use crate::classify::{Mode, Units};
 use crate::frame::Frame;
 use crate::legacy::Bounds;
 use crate::perf::Perf;
+use crate::record::Recorder;
 use crate::region::Entry;
 use crate::sites::{Flags, Group, Kind, Site};
 use crate::stats::Slow;
@@ -50,6 +51,7 @@ pub struct Jit {
     names: RandomState,
     /// The name of the current one; 0: all addresses in order.
     code_segment: u64,
+    recorder: Recorder,
 }
 
 /// Where to go on in translated code.
@@ -74,7 +76,15 @@ impl Jit {
     /// The host gives no memory.
     pub fn new(config: Config) -> Result<Self, crate::Error> {
         let (cache, threshold) = (Cache::new(config.cache)?, config.threshold.max(1));
-        Ok(Self { cache, threshold, table: 0, star: None, names: RandomState::new(), code_segment: 0 })
+        Ok(Self {
+            cache,
+            threshold,
+            table: 0,
+            star: None,
+            names: RandomState::new(),
+            code_segment: 0,
+            recorder: Recorder::default(),
+        })
     }
 
     /// Runs the vCPU until something stops it, as [`Cpu::run`] does.
@@ -147,7 +157,10 @@ impl Jit {
         }
         f.crossed = 0;
         f.target = target;
-        let stop = cpu.stop_at.unwrap_or_default();
+        let stop = match mode.records {
+            true => self.recorder.prepare(f, cpu.instructions, cpu.stop_at),
+            false => cpu.stop_at.unwrap_or_default(),
+        };
         f.budget = stop.wrapping_sub(cpu.instructions).wrapping_sub(left.into());
         cpu.vector.set_image_mxcsr(host::vector::MXCSR_DEFAULT);
         // FXSAVE would leave the host's own addresses there.
@@ -215,10 +228,10 @@ impl Jit {
     }
 
     /// Completes the vCPU's state at a site: as it is before the site's instruction.
-    fn arrive(&mut self, cpu: &mut Cpu, site: &Site) {
+    fn arrive(&mut self, cpu: &mut Cpu, mode: Mode, site: &Site) {
         let base = self.frame().base;
         cpu.regs[RIP] = base.wrapping_add(site.offset.into());
-        if cpu.stop_at.is_some() {
+        if mode.counts {
             cpu.instructions = cpu.instructions.wrapping_sub(site.left.into());
         }
         match site.flags {
@@ -232,6 +245,12 @@ impl Jit {
             }
             Flags::Recipe(recipe) => cpu.status = recipe.flags(&cpu.regs),
         }
+    }
+
+    /// Hands over the records that were made: see [`Recorder::settle`].
+    fn settle(&mut self, cpu: &Cpu, mode: Mode, anew: Option<&Site>) -> bool {
+        // SAFETY: no translated code runs, so that this thread alone uses the frame (but for its atomics).
+        mode.records && self.recorder.settle(cpu, unsafe { &mut *self.cache.frame.frame() }, anew)
     }
 
     /// Translated code for RIP, if there is any or it is time to make it; interprets otherwise.
@@ -492,6 +511,7 @@ impl Tier for Jit {
                 _ => self.frame().site,
             };
             if reason == Reason::Stale {
+                self.settle(cpu, mode, None);
                 self.cache.stats.stale += 1;
                 let frame = self.frame();
                 let rip = frame.address ^ frame.stamp;
@@ -505,6 +525,7 @@ impl Tier for Jit {
                 let target = frame.address ^ frame.stamp;
                 self.cache.count(reason, number);
                 if x86::is_canonical(target, cpu.mmu.virtual_bits()) {
+                    self.settle(cpu, mode, None);
                     cpu.regs[RIP] = target;
                     way = Way::Find;
                     continue;
@@ -514,6 +535,7 @@ impl Tier for Jit {
                 return Err(Exit::Bug(crate::bug::report(cpu, &self.cache, reason, number)));
             };
             if let Kind::Direct { target, patch: at } = site.kind {
+                self.settle(cpu, mode, None);
                 self.cache.stats.exits += 1;
                 cpu.regs[RIP] = self.frame().base.wrapping_add(target.into());
                 patch = (at != 0 && u64::from(target) <= PAGE_OFFSET).then_some(at);
@@ -523,7 +545,8 @@ impl Tier for Jit {
             if let Kind::Jump { pops } = site.kind {
                 cpu.regs[RSP] = cpu.regs[RSP].wrapping_sub(i64::from(pops).cast_unsigned());
             }
-            self.arrive(cpu, &site);
+            self.arrive(cpu, mode, &site);
+            let undone = self.settle(cpu, mode, Some(&site));
             if site.kind == Kind::Poll {
                 // The top of the loop looks at what is wanted.
                 self.cache.stats.polls += 1;
@@ -539,6 +562,7 @@ impl Tier for Jit {
             }
             let address = self.frame().address;
             if reason == Reason::Access
+                && !undone
                 && let Some(found) = self.again(cpu, interpreter, mode, (number, &site), Gva(address))
             {
                 way = found;

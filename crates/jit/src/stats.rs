@@ -93,7 +93,7 @@ impl Slow {
         match mmu.obstacles(gva, write) {
             None => Self::Miss,
             // An observer sees accesses to devices, too.
-            Some(flags) if flags & tlb::WATCH != 0 => Self::Watch,
+            Some(flags) if flags & (tlb::WATCH | tlb::RECORD) != 0 => Self::Watch,
             Some(flags) if flags & tlb::IO != 0 => Self::Io,
             Some(flags) if flags & tlb::ROM != 0 => Self::Rom,
             Some(flags) if flags & tlb::CODE != 0 => Self::Code,

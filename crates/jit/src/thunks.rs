@@ -5,6 +5,7 @@
 //! stored on the way out if they were. Rust gets the host's MXCSR and x87 unit, DF and AC clear, upper halves zero.
 
 mod crossing;
+mod record;
 mod strings;
 mod time;
 
@@ -18,7 +19,7 @@ use crate::regs::{Place, T0, T1, field, place};
 use crate::stats::Inline;
 use host::code::CodeBuffer;
 use host::vector::VectorState;
-use memory::tlb::Entry;
+use memory::tlb::{Entry, RECORD};
 use std::mem::offset_of;
 use x86::PAGE_SIZE;
 
@@ -70,11 +71,15 @@ pub struct Thunks {
     /// To be called when an access of one of [`SIZES`] misses, for reading and for writing, with the site's number on the
     /// stack. Returns with the addend in T1, or leaves.
     pub access: [[usize; 2]; SIZES.len()],
+    /// The same where records are made.
+    pub recorded: [[usize; 2]; SIZES.len()],
     /// The same for the first of a group, with the highest offset in a page at which it may start on the stack as well:
     /// returns so, or five bytes further with the site's number in T1.
     pub group: [usize; 2],
     /// Leave with [`Reason::Access`]; T1 is the site's number.
     pub missed: usize,
+    /// To be called to append a record of an access.
+    pub record: usize,
     /// To be called for RDTSC.
     pub time: usize,
     /// To be jumped to for SYSCALL with the address behind it in T1, the site's number on the stack.
@@ -147,12 +152,17 @@ impl Thunks {
         asm.mov(RAX, T0);
         reason(&mut asm, Reason::Fault);
         for (n, comparator) in [Entry::READ, Entry::WRITE].into_iter().enumerate() {
-            let mut access = |limit| access(&mut asm, comparator as i32, limit, thunks.missed, counting);
+            let mut access =
+                |limit, records| access(&mut asm, comparator as i32, limit, records, (thunks.missed, counting));
             for (size, thunks) in SIZES.into_iter().zip(&mut thunks.access) {
-                thunks[n] = access(Some(PAGE_SIZE as u32 - size));
+                thunks[n] = access(Some(PAGE_SIZE as u32 - size), false);
             }
-            thunks.group[n] = access(None);
+            for (size, thunks) in SIZES.into_iter().zip(&mut thunks.recorded) {
+                thunks[n] = access(Some(PAGE_SIZE as u32 - size), true);
+            }
+            thunks.group[n] = access(None, false);
         }
+        thunks.record = record::record(&mut asm);
         thunks.syscall = crossing::syscall(&mut asm, thunks.interpret, thunks.jump);
         thunks.sysret = crossing::sysret(&mut asm, thunks.interpret, thunks.jump);
         thunks.strings = Strings::emit(&mut asm, thunks.interpret);
@@ -340,11 +350,24 @@ fn load_x87(asm: &mut Asm, store_vector: usize, load_vector: usize) -> usize {
     here
 }
 
+/// Makes of T0, address minus comparator, the offset in the page if records of its accesses can be made.
+pub fn recordable(asm: &mut Asm) {
+    asm.flip_highest(T0);
+    asm.lea(T0, Mem::at(T0, RECORD as i32));
+}
+
 /// An access whose remembered entry is not its page's: T0 holds address minus comparator, T1 the entry's offset, the
 /// stack the site's number. Finds the entry by the address; if that one serves, the site remembers it, and T1 gets its
 /// addend. If not, leaves. `limit`: the highest offset in a page at which the access may start. For a group it is on the
-/// stack, and what cannot be helped returns five bytes further, with the site's number in T1.
-fn access(asm: &mut Asm, comparator: i32, limit: Option<u32>, missed: usize, counting: bool) -> usize {
+/// stack, and what cannot be helped returns five bytes further, with the site's number in T1. `records`: the entry is to be
+/// one for records, and the address is in the frame.
+fn access(
+    asm: &mut Asm,
+    comparator: i32,
+    limit: Option<u32>,
+    records: bool,
+    (missed, counting): (usize, bool),
+) -> usize {
     let here = asm.here();
     // Below the frame are the return address and what was pushed.
     let pushed = if limit.is_some() { 8 } else { 16 };
@@ -353,12 +376,19 @@ fn access(asm: &mut Asm, comparator: i32, limit: Option<u32>, missed: usize, cou
         asm.inc_mem(frame(offset_of!(Frame, inline) + offset_of!(Inline, looked_up)));
     }
     let miss = asm.label();
-    asm.add_mem(T0, Mem::gs(T1, comparator));
+    if records {
+        asm.load(T0, frame(offset_of!(Frame, accessed)));
+    } else {
+        asm.add_mem(T0, Mem::gs(T1, comparator));
+    }
     asm.store(frame(offset_of!(Frame, address)), T0);
     asm.mov(T1, T0);
     asm.shr(T1, 7);
     asm.and_mem(T1, frame(offset_of!(Frame, tlb_mask)));
     asm.sub_mem(T0, Mem::gs(T1, comparator));
+    if records {
+        recordable(asm);
+    }
     match limit {
         Some(limit) => asm.cmp_imm(T0, limit as i32),
         None => asm.cmp_mem(T0, Mem::at(RSP, 16)),

@@ -112,6 +112,13 @@ impl State {
         self.pointers = pointers;
     }
 
+    /// The kinds of access that are all wanted, if nothing else is but fetches.
+    fn all(&self) -> Option<Kinds> {
+        let kinds = self.physically.everywhere()?;
+        let nothing_else = self.virtually.is_empty() && self.pointers.is_empty();
+        (nothing_else && (kinds.read || kinds.write)).then_some(kinds)
+    }
+
     /// The kinds of access for which any of `size` bytes is watched.
     fn kinds(&self, gva: Option<Gva>, gpa: Gpa, size: u64) -> Kinds {
         let by_gpa = self.physically.kinds(gpa.0, last(gpa.0, size));
@@ -181,6 +188,11 @@ impl Filter {
         Self { state: RwLock::default(), kernel, named, changed, attempts }
     }
 
+    /// What is asked for symbols.
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        &self.kernel
+    }
+
     /// The set as it is. Not to be held when it is changed.
     pub fn state(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
@@ -226,6 +238,11 @@ impl Filter {
             state.entries.retain(|entry| entry.id != id);
             state.entries.len() != before
         })
+    }
+
+    /// The kinds of access that are all wanted, if nothing else is but fetches.
+    pub fn all(&self) -> Option<Kinds> {
+        self.state().all()
     }
 
     /// See [`memory::Observer::interest`].

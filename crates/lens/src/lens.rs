@@ -1,8 +1,9 @@
 //! All that looks at a machine, as the one observer that it has.
 
+use crate::symbols::Kernel;
 use crate::watch::Watch;
 use crate::{Hit, Listed, Trace, Watcher, WatchesFull};
-use memory::observe::Interest;
+use memory::observe::{Batch, Interest};
 use memory::{Access, Gpa, Gva, Observer, PhysicalMap};
 use std::sync::Arc;
 
@@ -55,6 +56,12 @@ impl Lens {
         self.watcher.last_hit()
     }
 
+    /// The guest's kernel, for all who ask for its symbols and processes.
+    #[must_use]
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        self.watcher.kernel()
+    }
+
     /// The trace, if there is one.
     #[must_use]
     pub fn trace(&self) -> Option<&Arc<Trace>> {
@@ -74,6 +81,12 @@ impl Observer for Lens {
         }
     }
 
+    fn record_will_do(&self, gva: Gva, gpa: Gpa) -> bool {
+        // Watches want to be told at once.
+        let watched = self.watcher.interest(gva, gpa);
+        self.records() && !(watched.read || watched.write)
+    }
+
     fn wants_walks(&self, gpa: Gpa) -> bool {
         self.watcher.wants_walks(gpa) || self.trace.as_ref().is_some_and(|trace| trace.wants_walks(gpa))
     }
@@ -82,6 +95,16 @@ impl Observer for Lens {
         self.watcher.access(access);
         if let Some(trace) = &self.trace {
             trace.access(access);
+        }
+    }
+
+    fn records(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.records())
+    }
+
+    fn recorded(&self, batch: &Batch<'_>) {
+        if let Some(trace) = &self.trace {
+            trace.recorded(batch);
         }
     }
 

@@ -2,6 +2,9 @@
 
 use crate::watch::Kinds;
 
+/// The highest physical address that there can be (APM vol. 2, 5.1).
+const PHYSICAL_LAST: u64 = (1 << 52) - 1;
+
 /// An address range, both ends included.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Range {
@@ -38,6 +41,12 @@ impl Ranges {
     /// Whether there are none.
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The kinds of all of them together, if each has all physical addresses.
+    pub(crate) fn everywhere(&self) -> Option<Kinds> {
+        let all = self.0.iter().all(|range| range.first == 0 && range.last >= PHYSICAL_LAST);
+        all.then(|| self.0.iter().fold(Kinds::default(), |kinds, range| kinds.or(range.kinds)))
     }
 
     /// All ranges that have an address from `first` to `last`.

@@ -107,6 +107,12 @@ impl Watcher {
         }
     }
 
+    /// What is asked for symbols.
+    #[must_use]
+    pub fn kernel(&self) -> &Arc<Kernel> {
+        self.filter.kernel()
+    }
+
     /// Whether anything is watched.
     pub(crate) fn wants_any(&self) -> bool {
         self.filter.wants_any()

@@ -13,6 +13,8 @@ use std::fmt::{self, Debug};
 pub struct Options {
     /// The x87's last instruction: FOP, FIP, FDP. Without it no instruction is generated that stores them.
     pub x87_pointers: bool,
+    /// All reads and writes, but in cases with interrupts that come at any time.
+    pub accesses: bool,
 }
 
 /// One thing that differs.
@@ -100,6 +102,16 @@ impl Differences {
         }
         if options.x87_pointers {
             self.add("x87 pointers", a.x87_pointers(), b.x87_pointers());
+        }
+    }
+
+    /// Compares what witnesses saw.
+    pub fn compare_accesses(&mut self, lanes: [&Lane; 2]) {
+        let [Some(a), Some(b)] = lanes.map(|lane| lane.witness.as_ref()) else { return };
+        let (a, b) = (a.seen(), b.seen());
+        let first = a.iter().zip(b.iter()).position(|(a, b)| a != b);
+        if let Some(at) = first.or_else(|| (a.len() != b.len()).then_some(a.len().min(b.len()))) {
+            self.add(format!("access {at}"), a.get(at), b.get(at));
         }
     }
 

@@ -15,6 +15,7 @@ use crate::random::Random;
 use crate::start::Start;
 use crate::tier::Tier;
 use crate::watchdog::Watchdog;
+use crate::witness::Witness;
 use cpu::Cpu;
 use cpu::cpuid::Model;
 use cpu::exec::interrupt::TripleFault;
@@ -122,6 +123,8 @@ pub struct Lane {
     pub recorder: Arc<Recorder>,
     /// The local APIC.
     pub apic: Arc<Script>,
+    /// Who sees all accesses, if somebody does.
+    pub witness: Option<Arc<Witness>>,
     control: Arc<Control>,
     image: Arc<Image>,
     /// As they are after reset.
@@ -156,7 +159,16 @@ impl Lane {
         cpu.reset();
         let msrs = cpu.msrs;
         let (cold, lengths, interrupts) = (Vec::new(), Vec::new(), Vec::new().into_iter());
-        Self { cpu, recorder, apic, control, image, msrs, cold, interrupts, lengths }
+        Self { cpu, recorder, apic, witness: None, control, image, msrs, cold, interrupts, lengths }
+    }
+
+    /// Has all accesses seen from now on; `records`: translated code may make records of them.
+    #[must_use]
+    pub fn observed(mut self, records: bool) -> Self {
+        let witness = Arc::new(Witness::new(records));
+        self.cpu.mmu.set_observer(Some(witness.clone()));
+        self.witness = Some(witness);
+        self
     }
 
     /// Puts a program and the state it begins with in place.
@@ -166,6 +178,9 @@ impl Lane {
         self.apic.reset(start.storm);
         self.control.reset();
         self.recorder.records().clear();
+        if let Some(witness) = &self.witness {
+            witness.seen().clear();
+        }
         self.cpu.instructions = 0;
         self.cpu.stop_at = (!start.interrupts.is_empty()).then_some(0);
         self.interrupts = start.interrupts.clone().into_iter();

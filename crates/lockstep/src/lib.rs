@@ -33,3 +33,4 @@ pub mod session;
 pub mod start;
 pub mod tier;
 pub mod watchdog;
+pub mod witness;

@@ -151,20 +151,21 @@ impl Session {
     #[must_use]
     pub fn new(make: [Make; 2], generator: Generator) -> Self {
         let image = Arc::<Image>::default();
-        let runner = |make: Make, patience| Runner {
-            lane: Lane::new(image.clone()),
-            tier: make(),
+        let options = generator.options();
+        let runner = |n: usize, patience| Runner {
+            lane: lane(&image, n, options),
+            tier: make[n](),
             watchdog: Watchdog::new(patience),
         };
-        let runners = [runner(make[0], PATIENCE), runner(make[1], LONG_PATIENCE)];
+        let runners = [runner(0, PATIENCE), runner(1, LONG_PATIENCE)];
         let (buffers, statistics) = (Buffers::default(), Statistics::default());
         Self { make, runners, image, generator, buffers, thorough: false, endless: true, statistics }
     }
 
     /// New machines and tiers, as if no case had been run.
     fn renew(&mut self) {
-        for (runner, make) in self.runners.iter_mut().zip(self.make) {
-            runner.lane = Lane::new(self.image.clone());
+        for (n, (runner, make)) in self.runners.iter_mut().zip(self.make).enumerate() {
+            runner.lane = lane(&self.image, n, self.generator.options());
             runner.tier = make();
         }
     }
@@ -176,7 +177,7 @@ impl Session {
             return None;
         };
         let outcomes = self.execute(case, &program)?;
-        let mut differences = self.compare(case.start.mode, outcomes);
+        let mut differences = self.compare(&case.start, outcomes);
         if outcomes[1] == Outcome::Endless && !self.endless {
             differences = Differences::default();
         }
@@ -214,7 +215,7 @@ impl Session {
         Some([expected, other.lane.run(&mut *other.tier, &other.watchdog)])
     }
 
-    fn compare(&mut self, mode: Mode, outcomes: [Outcome; 2]) -> Differences {
+    fn compare(&mut self, start: &Start, outcomes: [Outcome; 2]) -> Differences {
         let [a, b] = [&self.runners[0].lane, &self.runners[1].lane];
         let statistics = &mut self.statistics;
         statistics.compared += 1;
@@ -232,9 +233,12 @@ impl Session {
                 differences.add(format!("access {at} to the device"), a.get(at), b.get(at));
             }
         }
+        if start.storm == 0 {
+            differences.compare_accesses([a, b]);
+        }
         differences.compare_page_tables([a, b]);
         let all = self.thorough || statistics.compared.is_multiple_of(ALL_MEMORY);
-        differences.compare_memory([a, b], mode, &self.image, &mut self.buffers, all);
+        differences.compare_memory([a, b], start.mode, &self.image, &mut self.buffers, all);
         differences
     }
 
@@ -315,7 +319,7 @@ impl Session {
         let program = self.generator.assembler.assemble(&small).unwrap_or_default();
         let outcomes = self.execute(&small, &program);
         let logs = [0, 1].map(|n: usize| Entry::all(&self.runners[n].lane.ram()));
-        let differences = outcomes.map_or(found, |outcomes| self.compare(small.start.mode, outcomes));
+        let differences = outcomes.map_or(found, |outcomes| self.compare(&small.start, outcomes));
         let report = Report::new(name, first, &small, &program, differences).logs(logs);
         match history.as_slice() {
             [] => report,
@@ -359,6 +363,12 @@ impl Session {
         }
         reports
     }
+}
+
+/// Lane `n` of two.
+fn lane(image: &Arc<Image>, n: usize, options: Options) -> Lane {
+    let lane = Lane::new(image.clone());
+    if options.accesses { lane.observed(n == 1) } else { lane }
 }
 
 /// Names the case in which a tier panicked.

@@ -250,6 +250,18 @@ impl PhysicalMap {
         }
     }
 
+    /// Where in guest physical memory the RAM or ROM at `hva` is.
+    #[must_use]
+    pub fn gpa_of(&self, hva: Hva) -> Option<Gpa> {
+        self.sections.iter().find_map(|section| match section.backing {
+            Backing::Ram(start) | Backing::Rom(start) => {
+                let at = hva.0.checked_sub(start.0).filter(|at| *at < section.end - section.start)?;
+                Some(Gpa(section.start + at))
+            }
+            Backing::Mmio(..) => None,
+        })
+    }
+
     /// The host address behind `gpa`, if there is RAM, and how many bytes of RAM follow.
     fn ram_at(&self, gpa: u64) -> Option<(Hva, u64)> {
         let section = self.section(gpa).ok()?;

@@ -10,7 +10,7 @@
 
 use crate::code::Notices;
 use crate::hostmem;
-use crate::observe::Observer;
+use crate::observe::{Batch, Observer, Record};
 use crate::space::AddressSpace;
 use crate::tlb::{Cached, Entry, Stats, Tlb, View};
 use crate::touched::Touched;
@@ -134,6 +134,8 @@ pub struct Mmu {
     observer: Option<Arc<dyn Observer>>,
     /// Its interest has changed: see [`Mmu::take_modified_code`].
     asks_anew: Cell<bool>,
+    /// It is content with records that translated code makes.
+    records: bool,
     /// What was touched, while that is noted.
     touched: Option<Box<Touched>>,
     /// Pages from which each fetch has to be made.
@@ -164,6 +166,7 @@ impl Mmu {
             tlb,
             observer: None,
             asks_anew: Cell::new(false),
+            records: false,
             touched: None,
             uncached: BTreeSet::new(),
         }
@@ -178,7 +181,28 @@ impl Mmu {
     /// Lets `observer` see accesses from now on; `None` ends it. Flushes, since interest is asked at TLB fills.
     pub fn set_observer(&mut self, observer: Option<Arc<dyn Observer>>) {
         self.observer = observer;
+        self.ask_anew();
+    }
+
+    /// Asks the observer anew what it wants.
+    fn ask_anew(&mut self) {
+        self.records = self.observer.as_ref().is_some_and(|observer| observer.records());
         self.flush_all();
+    }
+
+    /// Whether translated code is to make records of its accesses: see [`Mmu::recorded`].
+    #[inline]
+    #[must_use]
+    pub fn records(&self) -> bool {
+        self.records
+    }
+
+    /// Hands the observer records of accesses that were made since the last ones, and before any that it is told of from
+    /// now on. `origin`: on whose behalf; its instructions are those counted when a record's budget is 0.
+    pub fn recorded(&self, origin: Origin, records: &[Record]) {
+        if let Some(observer) = &self.observer {
+            observer.recorded(&Batch { origin, cr3: self.paging.registers().cr3, records, map: &self.map });
+        }
     }
 
     /// Tells the observer that system calls of the guest enter at `entry`.
@@ -186,7 +210,7 @@ impl Mmu {
         if let (Some(observer), Some(gpa)) = (&self.observer, self.translate(entry)) {
             observer.system_calls_enter(&self.map, entry, gpa);
             if observer.interest_changed() {
-                self.flush_all();
+                self.ask_anew();
             }
         }
     }
@@ -289,13 +313,15 @@ impl Mmu {
     }
 
     /// Where in the current table, in bytes from its base, is the entry by which a read (or write) of `size` (1 to
-    /// 4096) bytes at `gva` needs nothing but a load (or store). `None`: it takes the slow path.
+    /// 4096) bytes at `gva` needs nothing but a load (or store), and a record where such are made. `None`: it takes the
+    /// slow path.
     #[inline]
     #[must_use]
     pub fn site(&self, gva: Gva, size: u64, write: bool) -> Option<u32> {
         let entry = self.entry(gva);
         let comparator = if write { entry.write } else { entry.read };
-        comparator.hits(gva, size).then_some(self.offset(gva) as u32)
+        let hits = if self.records { comparator.hits_recorded(gva, size) } else { comparator.hits(gva, size) };
+        hits.then_some(self.offset(gva) as u32)
     }
 
     /// What is against a plain read of (or write to) the page of `gva`: the flags of its entry in the current table
@@ -451,7 +477,7 @@ impl Mmu {
     /// stays decoded must be marked again. What an observer wants to see is asked anew, if that has changed.
     pub fn take_modified_code(&mut self) -> Vec<Hva> {
         if self.asks_anew.take() {
-            self.flush_all();
+            self.ask_anew();
         }
         self.notices.take()
     }

@@ -7,6 +7,9 @@ use crate::mmu::Origin;
 use crate::{Gpa, Gva, Hva, PhysicalMap};
 use std::sync::Arc;
 
+mod record;
+pub use record::{Batch, Record, What};
+
 /// What kind of access was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessKind {
@@ -74,6 +77,12 @@ pub trait Observer: Send + Sync {
     /// Asked when the page is entered into a TLB. `gva` and `gpa` are page addresses (4 KiB).
     fn interest(&self, gva: Gva, gpa: Gpa) -> Interest;
 
+    /// Whether records will do of the reads and writes of this page, if it is interested in them. Asked as
+    /// [`Observer::interest`] is; only those who want records need to say so.
+    fn record_will_do(&self, _gva: Gva, _gpa: Gpa) -> bool {
+        false
+    }
+
     /// Whether page-table reads and writes that the walker makes in this 4 KiB page of guest physical memory are
     /// wanted.
     fn wants_walks(&self, gpa: Gpa) -> bool;
@@ -81,6 +90,15 @@ pub trait Observer: Send + Sync {
     /// Called for each access to a page for which there was interest, after it was made and only if it was made
     /// (an access that faulted is not reported). The observer compares the exact bytes itself.
     fn access(&self, access: &Access);
+
+    /// Whether records are wanted of what translated code accesses in pages for whose accesses they will do. Asked at first
+    /// and when interest has changed.
+    fn records(&self) -> bool {
+        false
+    }
+
+    /// Called with such records, in the order in which they and all other accesses of the vCPU were made.
+    fn recorded(&self, _batch: &Batch<'_>) {}
 
     /// Called when the guest has told where its system calls enter (LSTAR), which is `entry`, at `gpa`: a kernel is there.
     /// The vCPU waits meanwhile.

@@ -12,9 +12,10 @@
 //! | [`ROM`] | (write) memory that ignores writes |
 //! | [`CODE`] | (write) the page holds decoded code |
 //! | [`WATCH`] | an observer wants to see the access |
+//! | [`RECORD`] | an observer wants to see the access, and a record made by translated code will do |
 //!
 //! Translated code asks by subtraction instead, of an entry that it remembers: for its sake a comparator with flags has
-//! [`SLOW`] flipped as well (see [`Comparator`]).
+//! [`SLOW`] flipped as well, or [`ASIDE`] if [`RECORD`] is the only one (see [`Comparator`]).
 //!
 //! Entries are derived: comparators follow from the page's own rights (`Full`) and the control registers. What
 //! changes only the registers' part therefore drops tables without forgetting translations of global pages, which
@@ -52,8 +53,12 @@ pub const ROM: u64 = 1 << 1;
 pub const CODE: u64 = 1 << 2;
 /// An observer wants to see the access.
 pub const WATCH: u64 = 1 << 3;
-/// Flipped in every comparator that has one of these flags.
+/// An observer wants to see the access, and is content with a [`Record`](crate::observe::Record).
+pub const RECORD: u64 = 1 << 4;
+/// Flipped in every comparator that has one of these flags, but for those that have [`RECORD`] alone.
 pub const SLOW: u64 = 1 << 62;
+/// Flipped in those.
+pub const ASIDE: u64 = 1 << 63;
 
 /// How many PCIDs have tables.
 const CONTEXTS: usize = 8;
@@ -72,6 +77,8 @@ pub(crate) struct Full {
     /// log2 of the size of the page that the tables map.
     pub shift: u8,
     pub watch: Interest,
+    /// A record will do of what is watched.
+    pub record: bool,
     /// The kinds of access that have been noted, if they are (see [`crate::touched`]); else all. Not for global pages.
     pub touched: Interest,
 }

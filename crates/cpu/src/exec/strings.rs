@@ -92,8 +92,14 @@ impl Element for Movs {
 
     fn run<W: Width>(cpu: &mut Cpu, op: &Op, limit: u64) -> Result<u64, Exception> {
         let Some((from, n)) = cpu.plain_run::<W>(op, usize::from(op.seg), RSI, limit, false)? else { return Ok(0) };
-        let Some((to, n)) = cpu.plain_run::<W>(op, ES, RDI, n, true)? else { return Ok(0) };
-        from.copy_elements_to::<W>(&to, n as usize);
+        let to = match cpu.plain_run::<W>(op, ES, RDI, n, true) {
+            // The source is read all the same, which is to be seen.
+            Err(_) if from.is_recorded() => None,
+            to => to?,
+        };
+        let Some((to, n)) = to else { return Ok(0) };
+        let origin = cpu.origin();
+        cpu.mmu.copy_run::<W>(origin, &from, &to, n as usize);
         cpu.advance(RSI, op, n * W::SIZE);
         cpu.advance(RDI, op, n * W::SIZE);
         Ok(n)
@@ -112,7 +118,8 @@ impl Element for Stos {
 
     fn run<W: Width>(cpu: &mut Cpu, op: &Op, limit: u64) -> Result<u64, Exception> {
         let Some((to, n)) = cpu.plain_run::<W>(op, ES, RDI, limit, true)? else { return Ok(0) };
-        to.fill(W::low(cpu.regs[RAX]), n as usize);
+        let (origin, value) = (cpu.origin(), W::low(cpu.regs[RAX]));
+        cpu.mmu.fill_run(origin, &to, value, n as usize);
         cpu.advance(RDI, op, n * W::SIZE);
         Ok(n)
     }

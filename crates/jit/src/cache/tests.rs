@@ -3,7 +3,7 @@
 use super::*;
 
 const PAGE: Hva = Hva(0x7000_0000_0000);
-const MODE: Mode = Mode { user: true, x87: true, sse: true, avx: true, legacy: None, counts: false };
+const MODE: Mode = Mode { user: true, x87: true, sse: true, avx: true, legacy: None, counts: false, records: false };
 
 fn cache() -> Cache {
     Cache::new(4 << 20).unwrap()

@@ -3,7 +3,7 @@
 use super::*;
 use iced_x86::{Decoder, DecoderOptions};
 
-const ALL: Mode = Mode { user: false, x87: true, sse: true, avx: true, legacy: None, counts: false };
+const ALL: Mode = Mode { user: false, x87: true, sse: true, avx: true, legacy: None, counts: false, records: false };
 
 fn of(bytes: &[u8], mode: Mode) -> (Class, Units) {
     let model = Model::max();
@@ -118,11 +118,11 @@ fn modes_have_different_numbers() {
     let legacy = |n: u32| Legacy { wide: n & 1 != 0, flat: n & 2 != 0, wide_stack: n & 4 != 0 };
     let legacy: Vec<_> = (0..8).map(legacy).map(Some).chain([None]).collect();
     let mode = |n: u32, legacy| {
-        let (user, x87, sse, avx, counts) = (n & 1 != 0, n & 2 != 0, n & 4 != 0, n & 8 != 0, n & 16 != 0);
-        Mode { user, x87, sse, avx, legacy, counts }
+        let (user, x87, sse, avx) = (n & 1 != 0, n & 2 != 0, n & 4 != 0, n & 8 != 0);
+        Mode { user, x87, sse, avx, legacy, counts: n & 16 != 0, records: n & 32 != 0 }
     };
-    let modes = (0..32).flat_map(|n| legacy.iter().map(move |legacy| mode(n, *legacy)));
+    let modes = (0..64).flat_map(|n| legacy.iter().map(move |legacy| mode(n, *legacy)));
     let numbers: std::collections::BTreeSet<u64> = modes.map(Mode::bits).collect();
-    assert_eq!(numbers.len(), 32 * 9);
-    assert!(numbers.into_iter().all(|number| number < 512));
+    assert_eq!(numbers.len(), 64 * 9);
+    assert!(numbers.into_iter().all(|number| number < 1024));
 }

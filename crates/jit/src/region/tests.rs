@@ -18,8 +18,10 @@ fn build(bytes: &[u8], known: impl Fn(u16) -> bool) -> Region {
 }
 
 fn build_from(bytes: &[u8], entry: u16, graph: &Graph, known: impl Fn(u16) -> bool) -> Option<Region> {
-    let (model, mode) =
-        (&Model::max(), Mode { user: false, x87: true, sse: true, avx: true, legacy: None, counts: false });
+    let (model, mode) = (
+        &Model::max(),
+        Mode { user: false, x87: true, sse: true, avx: true, legacy: None, counts: false, records: false },
+    );
     Explorer::default().region(&Source { bytes, model, mode, graph }, entry, known)
 }
 

@@ -57,6 +57,7 @@ impl Job<'_> {
                     self.asm.push_imm(site);
                     let thunks = match SIZES.iter().position(|of| *of == size) {
                         _ if group.is_some() => self.thunks.group,
+                        Some(n) if self.region.mode.records => self.thunks.recorded[n],
                         Some(n) => self.thunks.access[n],
                         None => return Err(Refused),
                     };

@@ -411,7 +411,7 @@ impl Job<'_> {
         self.asm.load(T0, field(offset_of!(Frame, base)));
         self.asm.lea(T0, Mem::at(T0, insn.end().into()));
         self.store_word(slot, T0, insn.word);
-        Ok(())
+        self.recorded(insn.word.into())
     }
 
     pub(super) fn call(&mut self, insn: &Insn) -> Result<(), Refused> {
@@ -514,6 +514,7 @@ impl Job<'_> {
                 }
             }
         }
+        self.recorded(word.into())?;
         self.move_stack(-i32::from(word));
         Ok(())
     }

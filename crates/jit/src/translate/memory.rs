@@ -24,6 +24,7 @@ use crate::region::Insn;
 use crate::regs::{Place, T0, T1, T2, field, place};
 use crate::sites::{self, Kind};
 use crate::stats::Inline;
+use crate::thunks::recordable;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 use memory::tlb::Entry;
 use std::mem::offset_of;
@@ -206,6 +207,9 @@ impl Job<'_> {
             Kind::Access { size: size as u8, write, ahead: ahead(insn, size, write) },
         );
         self.check(site, address, size, write, None)?;
+        if self.region.mode.records {
+            self.record(insn, size, write)?;
+        }
         self.accesses.push(site);
         self.resident = None;
         Ok(self.translated(address))
@@ -233,8 +237,15 @@ impl Job<'_> {
                 self.add_words(bits, size);
             }
         }
+        let records = self.region.mode.records;
+        if records {
+            self.asm.store(field(offset_of!(Frame, accessed)), T0);
+        }
         self.asm.load32(T1, field(SLOTS + 4 * site as usize));
         self.asm.sub_mem(T0, Mem::gs(T1, if write { Entry::WRITE } else { Entry::READ } as i32));
+        if records {
+            recordable(self.asm);
+        }
         self.asm.cmp_imm(T0, limit as i32);
         self.asm.jcc(Cond::A, at);
         self.asm.load(T1, Mem::gs(T1, Entry::ADDEND as i32));

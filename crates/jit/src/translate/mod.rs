@@ -10,6 +10,7 @@ pub mod groups;
 mod legacy;
 mod memory;
 mod plain;
+mod record;
 mod runs;
 mod special;
 mod strings;

@@ -78,6 +78,10 @@ fn set_memory(i: &mut Instruction, operand: Mem) {
 impl Job<'_> {
     pub(super) fn plain(&mut self, insn: &Insn) -> Result<(), Refused> {
         let mut out = insn.i;
+        if self.region.mode.records && insn.units.x87 && insn.memory == Some(true) {
+            self.not_recorded(insn);
+            return Ok(());
+        }
         if let Some(write) = insn.memory {
             let address = Address::of(&insn.i, self.region.mode).ok_or(Refused)?;
             let reads = self.reads_flags(insn);
@@ -115,6 +119,9 @@ impl Job<'_> {
         }
         for (home, from) in stores.into_iter().flatten() {
             self.asm.store(home, from);
+        }
+        if insn.memory == Some(true) {
+            self.recorded(insn.i.memory_size().size() as u32)?;
         }
         Ok(())
     }

@@ -14,6 +14,11 @@ use std::mem::offset_of;
 
 impl Job<'_> {
     pub(super) fn string(&mut self, insn: &Insn) -> Result<(), Refused> {
+        let repeated = insn.i.has_rep_prefix() || insn.i.has_repne_prefix();
+        if repeated && self.region.mode.records {
+            self.not_recorded(insn);
+            return Ok(());
+        }
         self.lose_flags(insn);
         let site = self.site(insn.offset, insn.end(), Kind::Instruction);
         self.accesses.push(site);
@@ -22,7 +27,7 @@ impl Job<'_> {
         self.cold.push(Cold::Interpret { at: downwards, site });
         self.test_flag(super::system::DF);
         self.asm.jcc(Cond::NE, downwards);
-        if insn.i.has_rep_prefix() || insn.i.has_repne_prefix() {
+        if repeated {
             let thunk = self.thunks.strings.of(&insn.i).ok_or(Refused)?;
             self.asm.push_imm(site);
             self.asm.call_to(thunk);
@@ -33,6 +38,7 @@ impl Job<'_> {
             Mnemonic::Stosb | Mnemonic::Stosw | Mnemonic::Stosd | Mnemonic::Stosq => {
                 let to = self.access(insn, &Address::off(RDI, 0, self.region.mode), size, true)?;
                 self.sized(size, 0x88, RAX, to);
+                self.recorded(size)?;
                 self.advance(RDI, size);
             }
             Mnemonic::Lodsb | Mnemonic::Lodsw | Mnemonic::Lodsd | Mnemonic::Lodsq => {
@@ -45,6 +51,7 @@ impl Job<'_> {
                 let to = self.access(insn, &Address::off(RDI, 0, self.region.mode), size, true)?;
                 self.asm.load(T0, field(offset_of!(Frame, scratch)));
                 self.sized(size, 0x88, T0, to);
+                self.recorded(size)?;
                 self.advance(RSI, size);
                 self.advance(RDI, size);
             }

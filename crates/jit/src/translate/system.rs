@@ -253,6 +253,7 @@ impl Job<'_> {
         let slot = self.access(insn, &self.below(insn), insn.word.into(), true)?;
         self.asm.load(T0, scratch);
         self.store_word(slot, T0, insn.word);
+        self.recorded(insn.word.into())?;
         self.move_stack(-i32::from(insn.word));
         Ok(())
     }

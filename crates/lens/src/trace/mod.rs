@@ -13,35 +13,41 @@
 //! Left out: a host physical page that changes while the guest runs (its row has what it was when it was first
 //! accessed), and a file of a process that was killed, which lacks its footer.
 
+mod encode;
+mod feed;
+mod lot;
 mod rows;
 mod spec;
 mod table;
 
 use crate::filter::{Filter, WatchesFull};
 use crate::symbols::Kernel;
-use memory::observe::Interest;
-use memory::{Access, Gpa, Gva, Observer, Pagemap, PhysicalMap};
+use crate::watch::Kinds;
+use feed::{Expand, Feed};
+use lot::{Deeds, Expander, Moment};
+use memory::observe::{Batch, Interest};
+use memory::{Access, Gpa, Gva, Hva, Observer, Pagemap, PhysicalMap};
 use parquet::errors::ParquetError;
-use rows::{Accesses, Pages, Rows};
+use rows::Pages;
 pub use spec::{Spec, SpecError};
 use std::collections::HashMap;
 use std::fmt;
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Instant;
-use table::{Store, Table};
 
-/// Rows of a group: a few MiB in memory. At most three are there for a file: one grows, one waits, one is written.
+/// Rows of a group, roughly: some ten MiB in memory. Of a file one grows, one waits, one is made rows, and each thread that
+/// packs has one.
 const GROUP: usize = 1 << 17;
 /// Pages that are known before all are forgotten, and get new rows.
 const KNOWN: usize = 1 << 20;
-/// Pages that a vCPU finds without asking for the lock.
-const NEAR: usize = 1 << 10;
+/// So many accesses have the same time.
+const TICK: u64 = 64;
+/// The most threads that pack the rows of a file.
+const PACKERS: usize = 4;
 
 /// What happens when the disk is slower than the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -94,93 +100,6 @@ pub struct Summary {
 /// What is told of why a trace ends early.
 type Broken = dyn Fn(&TraceError) + Send + Sync;
 
-/// A file: the rows that are being gathered for it, and the thread that writes them.
-struct Feed<R> {
-    rows: R,
-    /// `None`: the trace is over.
-    sender: Option<SyncSender<R>>,
-    full: Full,
-    dropped: Arc<AtomicU64>,
-    writer: Option<JoinHandle<Result<Summary, TraceError>>>,
-}
-
-impl<R: Rows> Feed<R> {
-    fn new(path: PathBuf, full: Full, broken: Arc<Broken>) -> Result<Self, TraceError> {
-        let store = File::create(&path).map_err(|source| TraceError::Create { path: path.clone(), source })?;
-        let (sender, receiver) = sync_channel(1);
-        let dropped = Arc::<AtomicU64>::default();
-        let lost = Arc::clone(&dropped);
-        let writer = thread::Builder::new()
-            .name("trace".to_owned())
-            .spawn(move || {
-                let result = write(store, &receiver, &lost);
-                drop(receiver);
-                result.map_err(|source| TraceError::Write { path, source }).inspect_err(|error| broken(error))
-            })
-            .map_err(TraceError::Thread)?;
-        Ok(Self { rows: R::default(), sender: Some(sender), full, dropped, writer: Some(writer) })
-    }
-
-    /// Hands the rows over if they make a group.
-    fn pass(&mut self) {
-        if self.rows.len() >= GROUP {
-            self.hand_over(self.full);
-        }
-    }
-
-    fn hand_over(&mut self, full: Full) {
-        let rows = std::mem::take(&mut self.rows);
-        let Some(sender) = &self.sender else { return };
-        let lost = match full {
-            Full::Wait => sender.send(rows).err().map(|error| error.0),
-            Full::Drop => sender.try_send(rows).err().map(|error| match error {
-                TrySendError::Full(rows) | TrySendError::Disconnected(rows) => rows,
-            }),
-        };
-        if let Some(rows) = lost {
-            self.dropped.fetch_add(rows.len() as u64, Ordering::Relaxed);
-        }
-    }
-
-    /// Writes what is left and ends the file.
-    fn finish(&mut self) -> Result<Summary, TraceError> {
-        if self.rows.len() != 0 {
-            self.hand_over(Full::Wait);
-        }
-        self.sender = None;
-        match self.writer.take().map(JoinHandle::join) {
-            Some(Ok(result)) => {
-                let dropped = self.dropped.load(Ordering::Relaxed);
-                result.map(|summary| Summary { dropped, ..summary })
-            }
-            // Finished before, or a panic, of which the hook has told.
-            None | Some(Err(_)) => Ok(Summary::default()),
-        }
-    }
-}
-
-/// Writes what comes until no more does, or it cannot be written.
-fn write<R: Rows>(store: impl Store, receiver: &Receiver<R>, lost: &AtomicU64) -> Result<Summary, ParquetError> {
-    let names = rows::kinds();
-    let mut table = Table::new(store, &R::LAYOUT)?;
-    let mut records = 0;
-    let mut failed = None;
-    for rows in receiver {
-        if let Err(error) = table.append(&rows.columns(&names)) {
-            lost.fetch_add(rows.len() as u64, Ordering::Relaxed);
-            failed = Some(error);
-            break;
-        }
-        records += rows.len() as u64;
-    }
-    let facts = [("records", records), ("dropped", lost.load(Ordering::Relaxed))];
-    let bytes = table.finish(&facts);
-    match failed {
-        Some(error) => Err(error),
-        None => Ok(Summary { records, dropped: 0, bytes: bytes? }),
-    }
-}
-
 /// A pair of pages: that of the guest virtual address, where there is one, and that of the guest physical one.
 type Pair = (Option<Gva>, Gpa);
 
@@ -193,8 +112,8 @@ struct Known {
 }
 
 impl Known {
-    /// The row of the pages of `access`, which is number `seq`.
-    fn row(&mut self, pair: Pair, seq: u64, access: &Access) -> u64 {
+    /// The row of these pages, to which access number `seq` was, at `hva`.
+    fn row(&mut self, pair: Pair, seq: u64, hva: Option<Hva>) -> u64 {
         if let Some(row) = self.rows.get(&pair) {
             return *row;
         }
@@ -204,19 +123,11 @@ impl Known {
         let row = self.next;
         self.next += 1;
         self.rows.insert(pair, row);
-        let hva = access.hva.map(|hva| hva.page());
-        let hpa = access.hva.and_then(|hva| self.pagemap.as_ref()?.hpa(hva)).map(|hpa| hpa.page());
-        self.feed.rows.push(row, seq, pair.0, pair.1, hva, hpa);
-        self.feed.pass();
+        let hpa = hva.and_then(|hva| self.pagemap.as_ref()?.hpa(hva)).map(|hpa| hpa.page());
+        self.feed.lot.push(row, seq, pair.0, pair.1, hva.map(Hva::page), hpa);
+        self.feed.pass(GROUP);
         row
     }
-}
-
-/// The accesses of a vCPU.
-struct Stream {
-    feed: Feed<Accesses>,
-    /// Rows of pages, by the lowest bits of the page's number.
-    near: Vec<Option<(Pair, u64)>>,
 }
 
 /// A trace of all vCPUs.
@@ -225,10 +136,13 @@ pub struct Trace {
     began: Instant,
     /// The number of the next access.
     seq: AtomicU64,
+    /// When it last was asked what time it is: nanoseconds since the trace began.
+    time: AtomicU64,
     /// No more rows are taken.
     over: Arc<AtomicBool>,
-    streams: Vec<Mutex<Stream>>,
-    known: Mutex<Known>,
+    /// The accesses of each vCPU.
+    streams: Vec<Mutex<Feed<Deeds>>>,
+    known: Arc<Mutex<Known>>,
 }
 
 impl fmt::Debug for Trace {
@@ -273,15 +187,29 @@ impl Trace {
                 broken(error);
             }
         });
+        // Rows of pages are few, and others would be useless without them.
+        let rows = Box::new(|pages: &mut Pages, rows: &mut Pages| std::mem::swap(pages, rows));
+        let feed = Feed::new(part(&spec.file, "pages"), Full::Wait, Arc::clone(&broken), rows, 1)?;
+        let known = Known { rows: HashMap::new(), next: 0, feed, pagemap: Pagemap::open().ok() };
+        let known = Arc::new(Mutex::new(known));
+        // A processor for the guest.
+        let packers = thread::available_parallelism().map_or(1, usize::from).saturating_sub(1).clamp(1, PACKERS);
         let stream = |cpu| {
-            let feed = Feed::new(part(&spec.file, &format!("cpu{cpu}")), spec.full, Arc::clone(&broken))?;
-            Ok(Mutex::new(Stream { feed, near: vec![None; NEAR] }))
+            let mut expander = Expander::new(Arc::clone(&known));
+            let expand: Expand<Deeds> = Box::new(move |deeds, rows| expander.expand(deeds, rows));
+            let path = part(&spec.file, &format!("cpu{cpu}"));
+            Feed::new(path, spec.full, Arc::clone(&broken), expand, packers).map(Mutex::new)
         };
         let streams = (0..cpus).map(stream).collect::<Result<_, _>>()?;
-        // Rows of pages are few, and others would be useless without them.
-        let feed = Feed::new(part(&spec.file, "pages"), Full::Wait, Arc::clone(&broken))?;
-        let known = Known { rows: HashMap::new(), next: 0, feed, pagemap: Pagemap::open().ok() };
-        Ok(Self { filter, began: Instant::now(), seq: AtomicU64::new(0), over, streams, known: Mutex::new(known) })
+        Ok(Self {
+            filter,
+            began: Instant::now(),
+            seq: AtomicU64::new(0),
+            time: AtomicU64::new(0),
+            over,
+            streams,
+            known,
+        })
     }
 
     /// Whether anything is traced.
@@ -294,13 +222,29 @@ impl Trace {
         if self.filter.system_calls_enter(map, entry, gpa) { self.filter.missing() } else { Vec::new() }
     }
 
+    /// The number of the first of so many accesses, and when that is.
+    fn moment(&self, accesses: usize) -> Moment {
+        let seq = self.seq.fetch_add(accesses as u64, Ordering::Relaxed);
+        if seq == 0 || seq / TICK != (seq + accesses as u64) / TICK {
+            let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+            self.time.fetch_max(now, Ordering::Relaxed);
+        }
+        Moment { seq, time: self.time.load(Ordering::Relaxed) }
+    }
+
+    /// What takes the accesses of vCPU `cpu`, unless the trace is over.
+    fn stream(&self, cpu: u32) -> Option<MutexGuard<'_, Feed<Deeds>>> {
+        let stream = self.streams.get(cpu as usize).filter(|_| !self.over.load(Ordering::Relaxed))?;
+        Some(lock(stream)).filter(|feed| feed.sender.is_some())
+    }
+
     /// Ends the trace: what is left is written, the files are whole afterwards.
     ///
     /// # Errors
     /// A file could not be written; the others are whole.
     pub fn finish(&self) -> Result<Summary, TraceError> {
         self.over.store(true, Ordering::Relaxed);
-        let streams: Vec<_> = self.streams.iter().map(|stream| lock(stream).feed.finish()).collect();
+        let streams: Vec<_> = self.streams.iter().map(|stream| lock(stream).finish()).collect();
         let pages = lock(&self.known).feed.finish()?;
         streams.into_iter().try_fold(Summary { bytes: pages.bytes, ..Summary::default() }, |sum, next| {
             let next = next?;
@@ -313,6 +257,11 @@ impl Trace {
     }
 }
 
+/// Whether a read, or a write, is of these kinds.
+fn wanted(kinds: Kinds, write: bool) -> bool {
+    if write { kinds.write } else { kinds.read }
+}
+
 impl Observer for Trace {
     fn interest(&self, gva: Gva, gpa: Gpa) -> Interest {
         self.filter.interest(gva, gpa)
@@ -323,31 +272,32 @@ impl Observer for Trace {
     }
 
     fn access(&self, access: &Access) {
-        let Some(stream) = self.streams.get(access.origin.cpu as usize) else { return };
-        if self.over.load(Ordering::Relaxed) || !self.filter.sift(access, |_| {}) {
-            return;
+        if self.filter.sift(access, |_| {})
+            && let Some(mut feed) = self.stream(access.origin.cpu)
+        {
+            feed.lot.one(self.moment(1), access);
+            feed.pass(GROUP);
         }
-        let mut stream = lock(stream);
-        let Stream { feed, near } = &mut *stream;
-        if feed.sender.is_none() {
-            return;
-        }
-        let seq = self.seq.fetch_add(1, Ordering::Relaxed);
-        let time = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let pair = (access.gva.map(Gva::page), access.gpa.page());
-        let slot = (pair.0.map_or(pair.1.0, |gva| gva.0) >> x86::PAGE_SHIFT) as usize % NEAR;
-        let page = match near.get(slot) {
-            Some(Some((known, row))) if *known == pair => *row,
-            _ => {
-                let row = lock(&self.known).row(pair, seq, access);
-                if let Some(slot) = near.get_mut(slot) {
-                    *slot = Some((pair, row));
-                }
-                row
-            }
+    }
+
+    fn record_will_do(&self, _: Gva, _: Gpa) -> bool {
+        self.records()
+    }
+
+    fn records(&self) -> bool {
+        self.filter.all().is_some()
+    }
+
+    fn recorded(&self, batch: &Batch<'_>) {
+        let Some(kinds) = self.filter.all() else {
+            // It has just changed.
+            return batch.accesses().for_each(|access| self.access(&access));
         };
-        feed.rows.push(seq, time, access, page);
-        feed.pass();
+        if let Some(mut feed) = self.stream(batch.origin.cpu) {
+            let rows = batch.kinds().filter(|write| wanted(kinds, *write)).count();
+            feed.lot.batch(self.moment(rows), batch, kinds, rows);
+            feed.pass(GROUP);
+        }
     }
 
     fn interest_changed(&self) -> bool {

@@ -1,8 +1,10 @@
 //! The columns of a trace's two tables: accesses, and the pages that they were to.
 
-use super::table::{Column, Layout};
+use super::lot::Moment;
+use super::table::{Column, Dictionary, Layout};
+use memory::observe::{Batch, Record};
 use memory::{Access, AccessKind, Gpa, Gva, Hpa, Hva};
-use parquet::data_type::ByteArray;
+use std::iter::repeat_n;
 
 /// What is written at once.
 pub(super) trait Rows: Default + Send + 'static {
@@ -11,24 +13,31 @@ pub(super) trait Rows: Default + Send + 'static {
     /// How many rows there are.
     fn len(&self) -> usize;
     /// The columns, in the order of the schema.
-    fn columns<'a>(&'a self, names: &'a [ByteArray]) -> Vec<Column<'a>>;
+    fn columns(&self) -> Vec<Column<'_>>;
+    /// Drops all rows and keeps their memory.
+    fn clear(&mut self);
 }
 
 /// Numbers of which some rows have none.
 #[derive(Default)]
 struct Optional {
-    values: Vec<i64>,
-    there: Vec<i16>,
+    values: Vec<u64>,
+    there: Vec<u8>,
 }
 
 impl Optional {
     fn push(&mut self, value: Option<u64>) {
         self.there.push(value.is_some().into());
-        self.values.extend(value.map(u64::cast_signed));
+        self.values.extend(value);
     }
 
     fn column(&self) -> Column<'_> {
-        Column::Optional(&self.values, &self.there)
+        Column::Optional(&self.there, &self.values)
+    }
+
+    fn clear(&mut self) {
+        self.values.clear();
+        self.there.clear();
     }
 }
 
@@ -47,51 +56,76 @@ fn number(kind: AccessKind) -> u8 {
     }
 }
 
-/// [`KINDS`] as Parquet has them.
-pub(super) fn kinds() -> Vec<ByteArray> {
-    KINDS.iter().map(|name| ByteArray::from(*name)).collect()
-}
-
 /// Accesses.
 #[derive(Default)]
 pub(super) struct Accesses {
-    seq: Vec<i64>,
-    time: Vec<i64>,
-    instructions: Vec<i64>,
-    cpu: Vec<i32>,
-    cpl: Vec<i32>,
-    cr3: Vec<i64>,
-    rip: Vec<i64>,
+    seq: Vec<u64>,
+    time: Vec<u64>,
+    instructions: Vec<u64>,
+    cpu: Vec<u8>,
+    cpl: Vec<u8>,
+    cr3: Vec<u64>,
+    rip: Vec<u64>,
     kind: Vec<u8>,
-    address: Vec<i64>,
-    page: Vec<i64>,
-    size: Vec<i32>,
-    value: Vec<i64>,
+    address: Vec<u64>,
+    page: Vec<u64>,
+    size: Vec<u8>,
+    value: Vec<u64>,
     value_high: Optional,
     old: Optional,
     old_high: Optional,
 }
 
 impl Accesses {
-    /// Adds one. `time`: nanoseconds since the trace began; `page`: its row in the table of pages.
-    pub fn push(&mut self, seq: u64, time: u64, access: &Access, page: u64) {
+    /// Adds the row in the table of pages of what is added to the rest next.
+    #[inline]
+    pub fn push_page(&mut self, page: u64) {
+        self.page.push(page);
+    }
+
+    /// Adds one.
+    #[inline]
+    pub fn push(&mut self, Moment { seq, time }: Moment, access: &Access) {
         let (value, old) = (halves(access.value), access.old.map(halves));
         let wide = access.size > 8;
-        self.seq.push(seq.cast_signed());
-        self.time.push(time.cast_signed());
-        self.instructions.push(access.origin.instructions.cast_signed());
-        self.cpu.push(access.origin.cpu.cast_signed());
-        self.cpl.push(access.origin.cpl.into());
-        self.cr3.push(access.cr3.cast_signed());
-        self.rip.push(access.origin.rip.cast_signed());
+        self.seq.push(seq);
+        self.time.push(time);
+        self.instructions.push(access.origin.instructions);
+        self.cpu.push(access.origin.cpu.min(CPUS - 1) as u8);
+        self.cpl.push(access.origin.cpl & 3);
+        self.cr3.push(access.cr3);
+        self.rip.push(access.origin.rip);
         self.kind.push(number(access.kind));
-        self.address.push(access.gva.map_or(access.gpa.0, |gva| gva.0).cast_signed());
-        self.page.push(page.cast_signed());
-        self.size.push(access.size.into());
-        self.value.push(value.0.cast_signed());
+        self.address.push(access.gva.map_or(access.gpa.0, |gva| gva.0));
+        self.size.push(access.size.min(LARGEST));
+        self.value.push(value.0);
         self.value_high.push(wide.then_some(value.1));
         self.old.push(old.map(|old| old.0));
         self.old_high.push(old.filter(|_| wide).map(|old| old.1));
+    }
+
+    /// Adds those of `batch`, none of which is larger than eight bytes.
+    pub fn extend(&mut self, Moment { seq, time }: Moment, batch: &Batch<'_>) {
+        let Batch { origin, cr3, records, .. } = batch;
+        let count = records.len();
+        let user = origin.cpl & 3 | if origin.cpl == 0 { 3 } else { 0 };
+        let write = |record: &Record| u8::from(record.what.write());
+        self.seq.extend(seq..seq + count as u64);
+        self.time.extend(repeat_n(time, count));
+        self.instructions.extend(records.iter().map(|record| batch.instructions(record)));
+        self.cpu.extend(repeat_n(origin.cpu.min(CPUS - 1) as u8, count));
+        self.cpl.extend(records.iter().map(|record| if record.what.user() { user } else { 0 }));
+        self.cr3.extend(repeat_n(*cr3, count));
+        self.rip.extend(records.iter().map(Record::rip));
+        // As in `number`.
+        self.kind.extend(records.iter().map(write));
+        self.address.extend(records.iter().map(|record| record.gva));
+        self.size.extend(records.iter().map(|record| record.what.size()));
+        self.value.extend(records.iter().map(|record| if record.what.write() { record.after } else { record.before }));
+        self.value_high.there.extend(repeat_n(0, count));
+        self.old.there.extend(records.iter().map(write));
+        self.old.values.extend(records.iter().filter(|record| record.what.write()).map(|record| record.before));
+        self.old_high.there.extend(repeat_n(0, count));
     }
 }
 
@@ -99,6 +133,11 @@ impl Accesses {
 fn halves(value: u128) -> (u64, u64) {
     ((value & u128::from(u64::MAX)) as u64, (value >> 64) as u64)
 }
+
+/// The largest access.
+const LARGEST: u8 = 16;
+/// The most vCPUs.
+const CPUS: u32 = 256;
 
 impl Rows for Accesses {
     const LAYOUT: Layout = Layout {
@@ -119,8 +158,6 @@ impl Rows for Accesses {
         OPTIONAL INT64 old (INTEGER(64,false));
         OPTIONAL INT64 old_high (INTEGER(64,false));
     }",
-        named: &["kind"],
-        varied: &["address", "value", "value_high", "old", "old_high"],
         sorted: &["seq", "time", "instructions"],
     };
 
@@ -128,34 +165,51 @@ impl Rows for Accesses {
         self.seq.len()
     }
 
-    fn columns<'a>(&'a self, names: &'a [ByteArray]) -> Vec<Column<'a>> {
+    fn columns(&self) -> Vec<Column<'_>> {
         vec![
-            Column::Long(&self.seq),
-            Column::Long(&self.time),
-            Column::Long(&self.instructions),
-            Column::Int(&self.cpu),
-            Column::Int(&self.cpl),
-            Column::Long(&self.cr3),
-            Column::Long(&self.rip),
-            Column::Name(&self.kind, names),
-            Column::Long(&self.address),
-            Column::Long(&self.page),
-            Column::Int(&self.size),
-            Column::Long(&self.value),
+            Column::Related(&self.seq),
+            Column::Related(&self.time),
+            Column::Related(&self.instructions),
+            Column::Few(&self.cpu, Dictionary::Numbers(CPUS)),
+            Column::Few(&self.cpl, Dictionary::Numbers(4)),
+            Column::Related(&self.cr3),
+            Column::Related(&self.rip),
+            Column::Few(&self.kind, Dictionary::Words(&KINDS)),
+            Column::Related(&self.address),
+            Column::Related(&self.page),
+            Column::Few(&self.size, Dictionary::Numbers(LARGEST as u32 + 1)),
+            Column::Varied(&self.value),
             self.value_high.column(),
             self.old.column(),
             self.old_high.column(),
         ]
+    }
+
+    fn clear(&mut self) {
+        for numbers in [
+            &mut self.seq,
+            &mut self.time,
+            &mut self.instructions,
+            &mut self.cr3,
+            &mut self.rip,
+            &mut self.address,
+            &mut self.page,
+            &mut self.value,
+        ] {
+            numbers.clear();
+        }
+        [&mut self.cpu, &mut self.cpl, &mut self.kind, &mut self.size].into_iter().for_each(Vec::clear);
+        [&mut self.value_high, &mut self.old, &mut self.old_high].into_iter().for_each(Optional::clear);
     }
 }
 
 /// Pages that were accessed: where each was at each level.
 #[derive(Default)]
 pub(super) struct Pages {
-    page: Vec<i64>,
-    seq: Vec<i64>,
+    page: Vec<u64>,
+    seq: Vec<u64>,
     gva: Optional,
-    gpa: Vec<i64>,
+    gpa: Vec<u64>,
     hva: Optional,
     hpa: Optional,
 }
@@ -163,10 +217,10 @@ pub(super) struct Pages {
 impl Pages {
     /// Adds one, whose addresses are those of its first byte. `seq`: that of the first access to it.
     pub fn push(&mut self, page: u64, seq: u64, gva: Option<Gva>, gpa: Gpa, hva: Option<Hva>, hpa: Option<Hpa>) {
-        self.page.push(page.cast_signed());
-        self.seq.push(seq.cast_signed());
+        self.page.push(page);
+        self.seq.push(seq);
         self.gva.push(gva.map(|gva| gva.0));
-        self.gpa.push(gpa.0.cast_signed());
+        self.gpa.push(gpa.0);
         self.hva.push(hva.map(|hva| hva.0));
         self.hpa.push(hpa.map(|hpa| hpa.0));
     }
@@ -182,8 +236,6 @@ impl Rows for Pages {
         OPTIONAL INT64 hva (INTEGER(64,false));
         OPTIONAL INT64 hpa (INTEGER(64,false));
     }",
-        named: &[],
-        varied: &[],
         sorted: &["page"],
     };
 
@@ -191,14 +243,19 @@ impl Rows for Pages {
         self.page.len()
     }
 
-    fn columns<'a>(&'a self, _: &'a [ByteArray]) -> Vec<Column<'a>> {
+    fn columns(&self) -> Vec<Column<'_>> {
         vec![
-            Column::Long(&self.page),
-            Column::Long(&self.seq),
+            Column::Related(&self.page),
+            Column::Related(&self.seq),
             self.gva.column(),
-            Column::Long(&self.gpa),
+            Column::Related(&self.gpa),
             self.hva.column(),
             self.hpa.column(),
         ]
+    }
+
+    fn clear(&mut self) {
+        [&mut self.page, &mut self.seq, &mut self.gpa].into_iter().for_each(Vec::clear);
+        [&mut self.gva, &mut self.hva, &mut self.hpa].into_iter().for_each(Optional::clear);
     }
 }

@@ -1,11 +1,14 @@
 //! Traces read back with another reader than the writer, full disks, slow disks.
 
-use super::table::{Column, Layout};
+use super::feed::write;
+use super::table::{Column, Dictionary, Encoder, Layout, Store, Table};
 use super::*;
 use memory::{AccessKind, Hva, Origin};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::RowAccessor;
+use std::fs::File;
 use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::{Receiver, channel, sync_channel};
 
 fn access(kind: AccessKind, gva: Option<u64>, gpa: u64, size: u8, value: u128) -> Access {
     let origin = Origin { cpu: 0, cpl: 3, descriptor: false, rip: 0xffff_ffff_8100_0000, instructions: 9 };
@@ -122,22 +125,23 @@ impl Store for Disk {
 
 #[test]
 fn a_full_disk_leaves_the_groups_that_are_whole() {
-    let values: Vec<i64> = (0..10_000u64)
-        .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(n as u32 & 63)).cast_signed())
-        .collect();
-    let layout = Layout { schema: "message t { REQUIRED INT64 a; }", ..Layout::default() };
+    let values: Vec<u64> =
+        (0..10_000u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(n as u32 & 63)).collect();
+    let layout = Layout { schema: "message t { REQUIRED INT64 a; }", sorted: &[] };
+    let mut encoder = Encoder::new(&layout).expect("an encoder");
     for (room, whole) in [(1000, 0), (100_000, 1), (200_000, 2)] {
         let path = tempfile::NamedTempFile::new().expect("a file");
         let disk = Disk { file: path.reopen().expect("a file"), room };
         let mut table = Table::new(disk, &layout).expect("a table");
-        let added = (0..).find(|_| table.append(&[Column::Long(&values)]).is_err());
+        let mut add = || table.append(encoder.group(&[Column::Related(&values)]).expect("a group"));
+        let added = (0..).find(|_| add().is_err());
         assert_eq!(added, Some(whole), "{room}");
         let len = table.finish(&[("dropped", 10_000)]).expect("there is room for the footer");
         assert_eq!(path.as_file().metadata().expect("metadata").len(), len);
         let reader = SerializedFileReader::new(path.reopen().expect("a file")).expect("it is Parquet");
         let mut read = reader.get_row_iter(None).expect("rows").map(|row| row.expect("a row").get_long(0).unwrap());
         for _ in 0..whole {
-            assert!(values.iter().all(|value| read.next() == Some(*value)));
+            assert!(values.iter().all(|value| read.next() == Some(value.cast_signed())));
         }
         assert_eq!(read.next(), None);
         let facts = reader.metadata().file_metadata().key_value_metadata().cloned().expect("facts");
@@ -165,7 +169,7 @@ fn a_file_that_cannot_be_written_is_said_once_and_ends_the_trace() {
     assert_eq!(said.load(Ordering::Relaxed), 1);
     let missing = Spec { file: "/nowhere/t.parquet".into(), ..spec(&folder, "") };
     let error = Trace::create(&missing, 1, Arc::default(), |_| ()).expect_err("there is no such folder");
-    assert!(error.to_string().contains("/nowhere/t.cpu0.parquet"), "{error}");
+    assert!(error.to_string().contains("/nowhere/t.pages.parquet"), "{error}");
 }
 
 /// Takes nothing before it is told to.
@@ -189,17 +193,76 @@ fn what_a_slow_disk_loses_is_counted() {
     let dropped = Arc::<AtomicU64>::default();
     let lost = Arc::clone(&dropped);
     let writer = thread::spawn(move || {
-        write(slow, &receiver, &lost).map_err(|source| TraceError::Write { path: PathBuf::new(), source })
+        let expand = Box::new(|pages: &mut Pages, rows: &mut Pages| std::mem::swap(pages, rows));
+        write(slow, &receiver, |_| (), expand, 1, &lost)
+            .map_err(|source| TraceError::Write { path: PathBuf::new(), source })
     });
-    let (rows, full) = (Accesses::default(), Full::Drop);
-    let mut feed = Feed { rows, sender: Some(sender), full, dropped, writer: Some(writer) };
-    for n in 0..GROUP as u64 * 6 {
-        feed.rows.push(n, n, &access(AccessKind::Read, Some(n), n, 8, 0), 0);
-        feed.pass();
+    let (lot, spare, full) = (Pages::default(), channel().1, Full::Drop);
+    let mut feed = Feed { lot, sender: Some(sender), spare, full, dropped, writer: Some(writer) };
+    for n in 0..GROUP as u64 * 12 {
+        feed.lot.push(n, n, None, Gpa(n), None, None);
+        feed.pass(GROUP);
     }
     drop(go);
     let summary = feed.finish().expect("a disk");
-    assert_eq!(summary.records + summary.dropped, GROUP as u64 * 6);
-    // One that is being written, one that waits; the writer may not have begun before the second came.
-    assert!((4..=5).contains(&(summary.dropped / GROUP as u64)), "{summary:?}");
+    assert_eq!(summary.records + summary.dropped, GROUP as u64 * 12);
+    // What is being written, packed, made rows, and waits is not lost; the threads may not have begun before the next came.
+    assert!((7..=11).contains(&(summary.dropped / GROUP as u64)), "{summary:?}");
+}
+
+#[test]
+fn columns_of_all_kinds_come_back() {
+    let layout = Layout {
+        schema: "message t { REQUIRED INT64 a; REQUIRED INT64 b; OPTIONAL INT64 c; REQUIRED INT32 d; \
+                 REQUIRED BYTE_ARRAY e (STRING); }",
+        sorted: &["a"],
+    };
+    const WORDS: &[&str] = &["all", "of", "them"];
+    let mut state = 7u64;
+    let mut random = move || {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        state.rotate_left(17) ^ state >> 29
+    };
+    let mut encoder = Encoder::new(&layout).expect("an encoder");
+    for rows in (0..70).chain([127, 128, 129, 160, 161, 1000, 4097]) {
+        let mut column = |run: u64| -> Vec<u64> {
+            let (mut values, mut last) = (Vec::new(), 0u64);
+            while values.len() < rows {
+                let bits = random() % 64;
+                last = if random() & 1 == 0 { last.wrapping_add(random() >> bits) } else { random() >> bits };
+                values.extend(std::iter::repeat_n(last, (random() % run + 1) as usize));
+            }
+            values.truncate(rows);
+            values
+        };
+        for run in [1, 3, 20, 100] {
+            let (a, b, c) = (column(run), column(run), column(run));
+            let bytes = |numbers: Vec<u64>, end: u64| -> Vec<u8> { numbers.iter().map(|n| (n % end) as u8).collect() };
+            let (there, d, e) = (bytes(column(run), 2), bytes(column(run), 17), bytes(column(run), 3));
+            let values: Vec<u64> = c.iter().zip(&there).filter(|(_, there)| **there == 1).map(|(c, _)| *c).collect();
+            let group = encoder.group(&[
+                Column::Related(&a),
+                Column::Varied(&b),
+                Column::Optional(&there, &values),
+                Column::Few(&d, Dictionary::Numbers(17)),
+                Column::Few(&e, Dictionary::Words(WORDS)),
+            ]);
+            let file = tempfile::tempfile().expect("a file");
+            let mut table = Table::new(file.try_clone().expect("a file"), &layout).expect("a table");
+            table.append(group.expect("a group")).expect("a disk");
+            table.finish(&[]).expect("a disk");
+            let reader = SerializedFileReader::new(file).expect("it is Parquet");
+            let mut read = 0;
+            for (n, row) in reader.get_row_iter(None).expect("rows").enumerate() {
+                let row = row.expect("a row");
+                let long = |column| row.get_long(column).ok().map(i64::cast_unsigned);
+                assert_eq!((long(0), long(1)), (Some(a[n]), Some(b[n])), "{rows} {run} {n}");
+                assert_eq!(long(2), (there[n] == 1).then_some(c[n]), "{rows} {run} {n}");
+                assert_eq!(row.get_int(3).expect("a number"), i32::from(d[n]), "{rows} {run} {n}");
+                assert_eq!(row.get_string(4).expect("a word"), WORDS[usize::from(e[n])], "{rows} {run} {n}");
+                read += 1;
+            }
+            assert_eq!(read, rows);
+        }
+    }
 }

@@ -12,9 +12,10 @@ use cpu::state::{CS, RIP, RSP};
 use iced_x86::code_asm::CodeAssembler;
 use iced_x86::{Decoder, IcedError};
 use jit::{Config, Jit};
-use memory::observe::Interest;
+use memory::observe::{Batch, Interest};
 use memory::ram::GuestRam;
 use memory::{Access, AccessKind, Gpa, Gva, Observer, PhysicalMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use x86::{Attributes, Cr0, Cr4, Efer, Segment, Selector, TableRegister, Xcr0};
 
@@ -148,8 +149,8 @@ impl Case {
         let code = self.asm.assemble(CODE).expect("a program");
         let rips: Vec<u64> = Decoder::with_ip(64, &code, CODE, 0).iter().map(|i| i.ip()).collect();
         assert_eq!(rips.len(), self.instructions);
-        for translated in [false, true] {
-            let mut machine = Machine::new(&self, &code);
+        for (translated, records) in [(false, false), (true, false), (true, true)] {
+            let mut machine = Machine::new(&self, &code, records);
             let mut jit = translated.then(|| Jit::new(Config { cache: 0, threshold: 1 }).expect("a translator"));
             let mut interpreter = Interpreter::default();
             for round in 0..4 {
@@ -165,7 +166,7 @@ impl Case {
                 let at = differs.unwrap_or(seen.len().min(expected.len()));
                 assert!(
                     seen == expected,
-                    "translated {translated}, round {round}: record {at} of {}, expected {}, is\n{:x?}\n, expected\n{:x?}",
+                    "translated {translated}, by records {records}, round {round}: record {at} of {}, expected {}, is\n{:x?}\n, expected\n{:x?}",
                     seen.len(),
                     expected.len(),
                     &seen[at..seen.len().min(at + 3)],
@@ -231,6 +232,8 @@ fn number_of(bytes: &[u8]) -> u128 {
 struct Everything {
     fetches: bool,
     walks: bool,
+    records: bool,
+    recorded: AtomicBool,
     seen: Mutex<Vec<Access>>,
 }
 
@@ -243,6 +246,16 @@ impl Observer for Everything {
     }
     fn access(&self, access: &Access) {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(*access);
+    }
+    fn record_will_do(&self, _: Gva, _: Gpa) -> bool {
+        self.records
+    }
+    fn records(&self) -> bool {
+        self.records
+    }
+    fn recorded(&self, batch: &Batch<'_>) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).extend(batch.accesses());
+        self.recorded.store(true, Ordering::Relaxed);
     }
 }
 
@@ -297,7 +310,7 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(case: &Case, code: &[u8]) -> Self {
+    fn new(case: &Case, code: &[u8], records: bool) -> Self {
         let map = Arc::new(PhysicalMap::new(GuestRam::new(RAM as u64).expect("RAM")).expect("a map"));
         let signals = Arc::<Signals>::default();
         let (ports, apic, clock) = (Arc::new(Stop(signals.clone())), Arc::new(Nothing), Arc::new(Nothing));
@@ -330,7 +343,7 @@ impl Machine {
         map.write(Gpa(0), &initial).expect("RAM");
 
         let mut cpu = Cpu::new(0, Arc::new(Model::max()), connections);
-        let observer = Everything { fetches: case.fetches, walks: case.walks, ..Everything::default() };
+        let observer = Everything { fetches: case.fetches, walks: case.walks, records, ..Everything::default() };
         let observer = Arc::new(observer);
         cpu.mmu.set_observer(Some(Arc::<Everything>::clone(&observer)));
         Self { cpu, map, observer, initial }

@@ -15,7 +15,7 @@ use crate::interpreted;
 
 /// Compares a faulty tier with the interpreter until the fault shows.
 fn find(faulty: Make) -> Report {
-    let generator = Generator::new(Options { x87_pointers: true });
+    let generator = Generator::new(Options { x87_pointers: true, accesses: false });
     let mut session = Session::new([interpreted, faulty], generator);
     let settings = Settings { seed: 1, cases: 50_000, failures: 1, trace: false, mode: None };
     let reports = session.run_all("find", Generator::sequence, settings, &AtomicUsize::new(settings.failures));

@@ -7,7 +7,10 @@ use lockstep::session::check;
 use lockstep::tier::{Tier, Translated};
 
 /// The interpreter's tiers agree on this too.
-const WITH_X87_POINTERS: Options = Options { x87_pointers: true };
+const WITH_X87_POINTERS: Options = Options { x87_pointers: true, accesses: false };
+
+/// All accesses are seen.
+const OBSERVED: Options = Options { x87_pointers: false, accesses: true };
 
 /// A translator that translates what has become warm.
 fn translated_late() -> Box<dyn Tier> {
@@ -57,4 +60,16 @@ fn programs_interpreted_and_translated_late_agree() {
 fn programs_interpreted_and_translated_in_little_room_agree() {
     let name = "programs_interpreted_and_translated_in_little_room_agree";
     check(name, [interpreted, translated_in_little_room], Options::default(), Generator::program, 500);
+}
+
+#[test]
+fn accesses_of_sequences_are_recorded_as_they_are_seen() {
+    let name = "accesses_of_sequences_are_recorded_as_they_are_seen";
+    check(name, [interpreted, translated], OBSERVED, Generator::sequence, 10_000);
+}
+
+#[test]
+fn accesses_of_programs_are_recorded_as_they_are_seen() {
+    let name = "accesses_of_programs_are_recorded_as_they_are_seen";
+    check(name, [interpreted, translated], OBSERVED, Generator::program, 500);
 }

@@ -3,6 +3,8 @@
 use super::{MemoryFault, Mmu, Origin};
 use crate::hostmem::HostAccess;
 use crate::map::Page;
+use crate::observe::{Record, What};
+use crate::tlb::RECORD;
 use crate::walk::Want;
 use crate::{Gva, Hva, Scalar};
 
@@ -17,11 +19,15 @@ pub struct HostRun {
     hva: Hva,
     len: usize,
     writable: bool,
+    /// Where it begins.
+    gva: Gva,
+    /// Records are to be made of what is accessed.
+    records: bool,
 }
 
 impl Mmu {
     /// The plain memory from `gva` to the end of its page, for string instructions: `None` when the access must go
-    /// element by element (MMIO, ROM writes, code page when writing, watched). Current space.
+    /// element by element (MMIO, ROM writes, code page when writing, watched but for records). Current space.
     ///
     /// # Errors
     /// The fault that an access to `gva` raises.
@@ -29,15 +35,48 @@ impl Mmu {
         let entry = self.entry(gva);
         let len = (x86::PAGE_SIZE - gva.offset()) as usize;
         if if write { entry.write } else { entry.read }.hits(gva, 1) {
-            return Ok(Some(HostRun { hva: Hva(gva.0.wrapping_add(entry.addend)), len, writable: write }));
+            let hva = Hva(gva.0.wrapping_add(entry.addend));
+            return Ok(Some(HostRun { hva, len, writable: write, gva, records: false }));
         }
         let hit = self.lookup(origin, self.space, gva, if write { Want::Write } else { Want::Read })?;
         Ok(match hit.memory {
-            Page::Ram(hva) | Page::Rom(hva) if hit.flags == 0 => {
-                Some(HostRun { hva: hva.wrapping_add(gva.offset()), len, writable: write })
+            Page::Ram(hva) | Page::Rom(hva) if hit.flags == 0 || hit.flags == RECORD && self.records => {
+                let (hva, gva) = (hva.wrapping_add(gva.offset()), hit.gva);
+                Some(HostRun { hva, len, writable: write, gva, records: hit.flags == RECORD })
             }
             _ => None,
         })
+    }
+
+    /// [`HostRun::copy_elements_to`], with records of it where they are wanted.
+    pub fn copy_run<T: Scalar + Into<u64>>(&mut self, origin: Origin, from: &HostRun, to: &HostRun, n: usize) {
+        if !from.records && !to.records {
+            return from.copy_elements_to::<T>(to, n);
+        }
+        self.run_recorded(origin, n, |i, records| {
+            let Some(value) = from.get::<T>(i) else { return };
+            if from.records {
+                records.push(from.record(origin, i, value, None));
+            }
+            to.put(origin, i, value, records);
+        });
+    }
+
+    /// [`HostRun::fill`], with records of it where they are wanted.
+    pub fn fill_run<T: Scalar + Into<u64>>(&mut self, origin: Origin, to: &HostRun, value: T, n: usize) {
+        if !to.records {
+            return to.fill(value, n);
+        }
+        self.run_recorded(origin, n, |i, records| to.put(origin, i, value, records));
+    }
+
+    /// Does `step` for each of `n` elements, and hands over the records that it makes.
+    fn run_recorded(&self, origin: Origin, n: usize, mut step: impl FnMut(usize, &mut Vec<Record>)) {
+        let mut records = Vec::new();
+        for i in 0..n {
+            step(i, &mut records);
+        }
+        self.recorded(origin, &records);
     }
 }
 
@@ -52,6 +91,12 @@ impl HostRun {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Whether records are to be made of what is accessed.
+    #[must_use]
+    pub fn is_recorded(&self) -> bool {
+        self.records
     }
 
     /// How many elements of type `T` lie whole in the run.
@@ -91,6 +136,31 @@ impl HostRun {
     pub fn get<T: Scalar>(&self, i: usize) -> Option<T> {
         // SAFETY: the run holds that element, by its invariant.
         (i < self.elements::<T>()).then(|| unsafe { T::load(self.hva.0, (i * size_of::<T>()) as u64) })
+    }
+
+    /// Writes the element at index `i`, if it lies whole in the run; makes a record of it if that is wanted.
+    fn put<T: Scalar + Into<u64>>(&self, origin: Origin, i: usize, value: T, records: &mut Vec<Record>) {
+        if let Some(before) = self.get::<T>(i).filter(|_| self.writable) {
+            // SAFETY: the run holds that element of RAM, by its invariant.
+            unsafe { T::store(self.hva.0, (i * size_of::<T>()) as u64, value) };
+            if self.records {
+                records.push(self.record(origin, i, before, Some(value)));
+            }
+        }
+    }
+
+    /// The record of an access to the element at index `i`, which was `before`; `after`: it was written.
+    fn record<T: Into<u64>>(&self, origin: Origin, i: usize, before: T, after: Option<T>) -> Record {
+        let (rip, at, size) = (Gva(origin.rip), (i * size_of::<T>()) as u64, size_of::<T>() as u32);
+        Record {
+            what: What::new(rip.offset() as u16, 0, size, 0, after.is_some(), origin.cpl != 0),
+            budget: 0,
+            page: rip.page().0,
+            gva: self.gva.0.wrapping_add(at),
+            hva: self.hva.0.wrapping_add(at),
+            before: before.into(),
+            after: after.map_or(0, Into::into),
+        }
     }
 
     /// How many of the first `n` elements come before the first one that is equal to `value` (`equal` true) or

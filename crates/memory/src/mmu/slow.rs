@@ -4,7 +4,7 @@ use super::{MemoryFault, Mmu, Origin, Space};
 use crate::hostmem::{self, HostAccess};
 use crate::map::Page;
 use crate::observe::{Access, AccessKind, Interest, Observer};
-use crate::tlb::{CODE, Comparator, Entry, Full, INVALID, IO, ROM, WATCH};
+use crate::tlb::{CODE, Comparator, Entry, Full, INVALID, IO, RECORD, ROM, WATCH};
 use crate::touched::{PAGES_MAX, Seen};
 use crate::walk::{Tables, Want};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
@@ -105,10 +105,10 @@ impl Tables for MapTables<'_> {
 impl Mmu {
     /// Makes the TLB entry by which a plain read of (or write to) `size` (1 to 4096) bytes at `gva` in the current space
     /// is done, walking if need be: where it is in the current table, in bytes. `None`: the access takes the slow path,
-    /// which begins anew. Nothing is done for one that may be reported to an observer.
+    /// which begins anew. Nothing is done for one that may be reported to an observer otherwise than by a record.
     #[must_use]
     pub fn refill(&mut self, origin: Origin, gva: Gva, size: u64, write: bool) -> Option<u32> {
-        if self.observer.is_some() || gva.offset() + size > PAGE_SIZE {
+        if (self.observer.is_some() && !self.records) || gva.offset() + size > PAGE_SIZE {
             return None;
         }
         let want = if write { Want::Write } else { Want::Read };
@@ -185,6 +185,7 @@ impl Mmu {
         let gva = gva.page();
         let mut watch = observer.map(|observer| observer.interest(gva, gpa)).unwrap_or_default();
         watch.fetch |= self.uncached.contains(&gva);
+        let record = self.records && observer.is_some_and(|observer| observer.record_will_do(gva, gpa));
         Ok(Full {
             gva,
             gpa,
@@ -192,13 +193,14 @@ impl Mmu {
             rights: translation.rights,
             shift: translation.shift as u8,
             watch,
+            record,
             touched: Interest::ALL,
         })
     }
 
     /// The TLB entry for a page in `space`: what is allowed there now, and what must be slow.
     fn derive(&self, space: Space, full: &Full) -> Entry {
-        let Full { gva, memory, rights, watch, touched, .. } = *full;
+        let Full { gva, memory, rights, watch, record, touched, .. } = *full;
         let io = if memory == Page::Io { IO } else { 0 };
         let flag = |on: bool, flag: u64| if on { flag } else { 0 };
         let comparator = |want: Want, flags: u64| {
@@ -211,13 +213,20 @@ impl Mmu {
             Page::Io => 0,
         };
         // A read-modify-write goes by the write comparator alone, so that a watch for reads must show there too.
-        let write_flags = write_flags | flag(watch.write || watch.read, WATCH) | flag(!rights.dirty, INVALID);
+        let watched = watch.write || watch.read;
+        let (read, write) = if watched && record {
+            // Translated code that makes records makes them of all accesses.
+            (RECORD, RECORD)
+        } else {
+            (flag(watch.read, WATCH), flag(watched, WATCH))
+        };
+        let write_flags = write_flags | write | flag(!rights.dirty, INVALID);
         let addend = match memory {
             Page::Ram(hva) | Page::Rom(hva) => hva.0.wrapping_sub(gva.0),
             Page::Io => 0,
         };
         Entry {
-            read: comparator(Want::Read, flag(watch.read, WATCH)),
+            read: comparator(Want::Read, read),
             write: comparator(Want::Write, write_flags),
             execute: comparator(Want::Execute, flag(watch.fetch, WATCH)),
             addend,

@@ -1,6 +1,6 @@
 //! What the fast path and translated code read: comparators, entries, and where a table is.
 
-use super::{INVALID, SLOW};
+use super::{ASIDE, INVALID, RECORD, SLOW};
 use crate::Gva;
 use crate::walk::Want;
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
@@ -17,10 +17,13 @@ use x86::PAGE_OFFSET;
 /// - translated code may hold the entry of any address, and asks whether `address − comparator ≤ 4096 − size`,
 ///   unsigned.
 ///
-/// Invariant: [`SLOW`] is flipped exactly if a low bit is set. It takes the comparator 2^62 away from where it belongs,
-/// so that the difference to a canonical address is never small. An address that is not canonical may match. It is
-/// then as far from the page as the comparator, and address plus addend as far from the host's page: not canonical for
-/// the host either, which faults instead of touching memory.
+/// Invariant: [`SLOW`] is flipped exactly if a low bit is set, unless it is [`RECORD`] alone: then [`ASIDE`] is. It takes
+/// the comparator 2^62 or 2^63 away from where it belongs, so that the difference to a canonical address is never small.
+/// An address that is not canonical may match. It is then as far from the page as the comparator, and address plus addend
+/// as far from the host's page: not canonical for the host either, which faults instead of touching memory.
+///
+/// Translated code that makes records asks whether `(address − comparator) ^ ASIDE + RECORD ≤ 4096 − size`. For a
+/// comparator with [`RECORD`] alone that is the address's offset in the page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Comparator(u64);
@@ -32,7 +35,15 @@ impl Comparator {
     /// For accesses to `page`, a page address. `flags`: why they are slow, 0 if they are plain.
     #[must_use]
     pub const fn new(page: Gva, flags: u64) -> Self {
-        Self((page.0 | flags) ^ if flags == 0 { 0 } else { SLOW })
+        Self((page.0 | flags) ^ Self::flipped(flags))
+    }
+
+    const fn flipped(flags: u64) -> u64 {
+        match flags {
+            0 => 0,
+            RECORD => ASIDE,
+            _ => SLOW,
+        }
     }
 
     /// Whether an access of `size` (1 to 4096) bytes at `gva` is plain and within one page, for the comparator in the
@@ -43,11 +54,21 @@ impl Comparator {
         self.0 == gva.0.wrapping_add(size - 1) & !PAGE_OFFSET
     }
 
+    /// The same for an access of which a record can be made: whether nothing but that is to be said against it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn hits_recorded(self, gva: Gva, size: u64) -> bool {
+        Self(self.0 ^ (RECORD | ASIDE)).hits(gva, size)
+    }
+
     /// The slow-path flags, if this is for `page` and not invalid.
     #[inline]
     pub(crate) const fn flags(self, page: Gva) -> Option<u64> {
         match self.0 ^ page.0 {
             0 => Some(0),
+            difference if difference == RECORD | ASIDE => Some(RECORD),
+            // With RECORD alone it would be for an address that is as far away as both together.
+            difference if difference == RECORD | SLOW => None,
             difference if difference > SLOW && difference ^ SLOW < INVALID => Some(difference ^ SLOW),
             _ => None,
         }
@@ -71,7 +92,7 @@ impl Comparator {
     }
 
     const fn page(self) -> Gva {
-        Gva(self.0 & !PAGE_OFFSET ^ if self.has(PAGE_OFFSET) { SLOW } else { 0 })
+        Gva(self.0 & !PAGE_OFFSET ^ Self::flipped(self.0 & PAGE_OFFSET))
     }
 }
 
@@ -214,7 +235,7 @@ impl Drop for Entries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tlb::{CODE, IO, ROM, WATCH};
+    use crate::tlb::{CODE, IO, RECORD, ROM, WATCH};
 
     const PAGES: [u64; 7] = [
         0,
@@ -227,13 +248,18 @@ mod tests {
     ];
 
     fn combinations() -> impl Iterator<Item = u64> {
-        let flags = [IO, ROM, CODE, WATCH, INVALID];
-        (0..32).map(move |set| (0..5).filter(|i| set >> i & 1 != 0).map(|i| flags[i]).sum())
+        let flags = [IO, ROM, CODE, WATCH, RECORD, INVALID];
+        (0..64).map(move |set| (0..6).filter(|i| set >> i & 1 != 0).map(|i| flags[i]).sum())
     }
 
     /// What translated code asks.
     fn near(comparator: Comparator, ea: u64, size: u64) -> bool {
         ea.wrapping_sub(comparator.0) <= 4096 - size
+    }
+
+    /// What translated code asks that makes records.
+    fn near_recorded(comparator: Comparator, ea: u64, size: u64) -> bool {
+        (ea.wrapping_sub(comparator.0) ^ ASIDE).wrapping_add(RECORD) <= 4096 - size
     }
 
     #[test]
@@ -242,15 +268,18 @@ mod tests {
         for (page, flags) in PAGES.into_iter().flat_map(|page| combinations().map(move |flags| (page, flags))) {
             let comparator = Comparator::new(Gva(page), flags);
             // Around both ends of the page, and around where the flags alone would move it.
-            let middle = [IO, ROM, CODE, WATCH, INVALID].map(|flag| flag as i64);
+            let middle = [IO, ROM, CODE, WATCH, RECORD, INVALID].map(|flag| flag as i64);
             for offset in (-130..130).chain(4096 - 130..4096 + 130).chain(middle).chain(middle.map(|at| at + 4096)) {
                 let ea = page.wrapping_add_signed(offset);
                 for size in (1..=64).chain([4095, 4096]).filter(|_| canonical(&ea)) {
                     let inside = (0..=4096 - size as i64).contains(&offset);
                     assert_eq!(near(comparator, ea, size), flags == 0 && inside, "{page:x} {flags:x} {ea:x} {size}");
+                    let recorded = flags == RECORD && inside;
+                    assert_eq!(near_recorded(comparator, ea, size), recorded, "{page:x} {flags:x} {ea:x} {size}");
                     // The other form is only asked of addresses that belong to the slot.
                     if (0..4096).contains(&offset) {
                         assert_eq!(comparator.hits(Gva(ea), size), flags == 0 && inside, "{page:x} {ea:x} {size}");
+                        assert_eq!(comparator.hits_recorded(Gva(ea), size), recorded, "{page:x} {ea:x} {size}");
                     }
                 }
             }
@@ -285,7 +314,9 @@ mod tests {
             let comparator = Comparator::new(Gva(page), flags);
             let valid = flags & INVALID == 0;
             assert_eq!(comparator.flags(Gva(page)), valid.then_some(flags));
-            assert_eq!(comparator.flags(Gva(page ^ SLOW)), None, "not canonical");
+            for away in [SLOW, ASIDE, SLOW ^ ASIDE] {
+                assert_eq!(comparator.flags(Gva(page ^ away)), None, "not canonical");
+            }
             assert_eq!(comparator.flags(Gva(page ^ 0x1000)), None);
             assert_eq!(comparator.page(), Gva(page));
             for more in combinations() {

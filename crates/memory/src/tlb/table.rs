@@ -49,6 +49,7 @@ const NOTHING: Full = Full {
     shift: 0,
     watch: Interest { read: false, write: false, fetch: false },
     touched: Interest::ALL,
+    record: false,
 };
 
 impl Table {

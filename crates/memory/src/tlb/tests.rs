@@ -167,6 +167,7 @@ fn tables_grow_with_use_and_shrink_without() {
         memory: Page::Io,
         rights: Rights::default(),
         shift: 12,
+        record: false,
         watch: Interest::default(),
         touched: Interest::ALL,
     };
