@@ -125,7 +125,7 @@ fn refuse(flags: &Flags) -> Result<(), UsageError> {
 
 fn watch() -> Watch {
     let kinds = Kinds { read: true, ..Kinds::default() };
-    Watch { kinds, start: Start::Virtual(Gva(guest::PAGE)), len: 4 }
+    Watch::new(kinds, Start::Virtual(Gva(guest::PAGE)), 4)
 }
 
 /// Packs the initramfs and gives its path.
