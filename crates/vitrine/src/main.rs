@@ -10,6 +10,7 @@ mod plan;
 mod run;
 mod say;
 mod session;
+mod timeline;
 mod top;
 
 use std::io::{self, Write};
