@@ -173,6 +173,10 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
     build.interrupts(&interrupts)?;
     let Builder { ports, resets } = build;
     let Interrupts { apics, pic, ioapic } = interrupts;
+    if let Some(witness) = config.witness {
+        map.witness().take(witness.clone());
+        ports.witness().take(witness);
+    }
     let ports = Arc::new(ports);
     let cpus = (0..).zip(signals).zip(&apics).map(|((id, signals), apic)| {
         let connections =

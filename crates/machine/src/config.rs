@@ -11,6 +11,7 @@ use jit::perf::Perf;
 use lens::Lens;
 use memory::map::MapError;
 use memory::ram::RamError;
+use memory::witness::Witness;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -119,6 +120,8 @@ pub struct Config {
     pub lens: Arc<Lens>,
     /// The port by which the guest turns the trace on and off, if there is one.
     pub trace_port: Option<u16>,
+    /// Is told what happens beside accesses to memory.
+    pub witness: Option<Arc<dyn Witness>>,
     /// Files for fw_cfg, by name.
     pub fw_cfg: Vec<(String, Vec<u8>)>,
 }
@@ -146,6 +149,7 @@ impl Config {
             no_shutdown: false,
             lens: Arc::default(),
             trace_port: None,
+            witness: None,
             fw_cfg: Vec::new(),
         }
     }

@@ -14,8 +14,10 @@
 //! accessed), and a file of a process that was killed, which lacks its footer.
 
 mod encode;
+pub mod export;
 mod feed;
 mod lot;
+pub mod read;
 mod rows;
 mod span;
 mod spec;

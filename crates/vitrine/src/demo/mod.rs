@@ -112,6 +112,7 @@ fn refuse(flags: &Flags) -> Result<(), UsageError> {
         (flags.watch_format.is_some(), "-watch-format"),
         (flags.watch_log.is_some(), "-watch-log"),
         (flags.trace.is_some(), "-trace"),
+        (flags.perfetto.is_some(), "-perfetto"),
         (flags.no_shutdown, "-no-shutdown"),
     ];
     match unused.iter().find(|(given, _)| *given) {
