@@ -1,7 +1,6 @@
 //! When a trace is taken: from the start on or not, turned on and off by a user or by the guest, and at counts of
 //! instructions.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -23,7 +22,7 @@ pub struct When {
 pub(super) struct Span {
     on: AtomicBool,
     /// What is to come: after how many instructions, and whether to be on then.
-    marks: Mutex<VecDeque<(u64, bool)>>,
+    marks: Mutex<Vec<(u64, bool)>>,
 }
 
 impl Span {
@@ -44,17 +43,14 @@ impl Span {
 
     /// After how many instructions it is turned on or off next, and which.
     pub fn next(&self) -> Option<(u64, bool)> {
-        self.marks.lock().unwrap_or_else(PoisonError::into_inner).front().copied()
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).first().copied()
     }
 
     /// So many instructions have been executed. What it is turned to, if that is so now.
     pub fn pass(&self, instructions: u64) -> Option<bool> {
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut last = None;
-        while let Some((_, on)) = marks.pop_front_if(|(at, _)| *at <= instructions) {
-            last = Some(on);
-        }
-        last
+        let passed = marks.iter().take_while(|(at, _)| *at <= instructions).count();
+        marks.drain(..passed).next_back().map(|(_, on)| on)
     }
 }
 
