@@ -50,7 +50,7 @@ pub(crate) const COMMANDS: &[Command] = &[
     Command {
         names: &["symbol"],
         arguments: "addr",
-        help: "show the symbol of the guest's kernel that 'addr' lies in",
+        help: "show the symbol that 'addr' lies in, and its file and line if -symbols tells",
         run: symbol,
     },
     Command {
@@ -79,10 +79,11 @@ fn symbol(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let address = Gva(arguments.expression()?);
     arguments.end()?;
     let symbols = monitor.symbols(monitor.snapshot()?);
+    let line = monitor.handle.lens().kernel().line(address).map(|line| format!(" at {line}")).unwrap_or_default();
     Ok(match symbols.at(address) {
-        Some(named) => format!("{address:016x} is {named}\n"),
+        Some(named) => format!("{address:016x} is {named}{line}\n"),
         None if symbols.is_empty() => "no symbols are found in the guest's kernel (yet)\n".to_owned(),
-        None => format!("{address:016x} lies in no symbol of the guest's kernel\n"),
+        None => format!("{address:016x} lies in no symbol that is known\n"),
     })
 }
 

@@ -11,7 +11,7 @@ use control::Address;
 use cpu::cpuid::Model;
 use devices::Sink;
 use jit::perf::{Perf, Wanted};
-use lens::symbols::Kernel;
+use lens::symbols::{self, Kernel};
 use lens::trace::{Spec, Summary, TraceError};
 use lens::{Lens, Trace, Watcher};
 use machine::{Accel, Config, DebugConsole};
@@ -47,7 +47,7 @@ pub fn run(flags: &Flags) -> Result<End> {
         let mut config = config(flags)?;
         config.serials = console.serial.iter().map(|to| serial(to, events)).collect::<Result<_>>()?;
         config.debugcon = flags.debugcon.as_ref().map(|to| debug_console(to, events)).transpose()?;
-        let kernel = Arc::<Kernel>::default();
+        let kernel = symbols(flags)?;
         trace = flags.trace.as_ref().map(|spec| tracer(spec, config.cpus, &kernel)).transpose()?;
         config.lens = Arc::new(Lens::new(watcher(flags, &kernel)?, trace.clone()));
         Ok(config)
@@ -77,6 +77,13 @@ pub fn run(flags: &Flags) -> Result<End> {
     session.start()?;
     let end = session.wait();
     Ok(trace.map_or(end, |trace| finish(&trace, end)))
+}
+
+/// What is asked for symbols, with the files that `-symbols` names.
+pub fn symbols(flags: &Flags) -> Result<Arc<Kernel>> {
+    let files =
+        flags.symbols.iter().map(|source| symbols::File::open(source).context("-symbols")).collect::<Result<_>>()?;
+    Ok(Arc::new(Kernel::new(files, |what| say(what))))
 }
 
 /// The trace that `-trace` asks for.
