@@ -145,11 +145,20 @@ fn registers(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     if arguments.flag('a') {
         arguments.end()?;
         let all = each(monitor, Snapshot::take)?;
-        return Ok(all.iter().map(|snapshot| format!("\n{snapshot}")).collect());
+        return Ok(all.iter().map(|snapshot| format!("\n{snapshot}{}", named(monitor, snapshot))).collect());
     }
     let index = arguments.optional()?.map_or(monitor.cpu, |index| usize::try_from(index).unwrap_or(usize::MAX));
     arguments.end()?;
-    Ok(format!("\n{}", monitor.handle.inspect(index, Snapshot::take)?))
+    let snapshot = monitor.handle.inspect(index, Snapshot::take)?;
+    Ok(format!("\n{snapshot}{}", named(monitor, &snapshot)))
+}
+
+/// A line for each register that holds the address of a symbol, or of something in it.
+fn named(monitor: &Monitor, snapshot: &Snapshot) -> String {
+    let symbols = monitor.symbols(snapshot);
+    let name =
+        |(register, value): (&str, u64)| Some(format!("{:<3} is {}", register.to_uppercase(), symbols.at(Gva(value))?));
+    lines(snapshot.addresses().filter_map(name))
 }
 
 fn chip(monitor: &Monitor, chip: Chip) -> Outcome {

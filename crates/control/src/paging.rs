@@ -3,6 +3,7 @@
 use crate::arguments::Arguments;
 use crate::command::lines;
 use crate::monitor::{Monitor, MonitorError, Outcome};
+use lens::symbols::Table;
 use memory::map::{Region, RegionKind};
 use memory::pagemap::HostPage;
 use memory::walk::Mode;
@@ -43,22 +44,29 @@ fn listed(spans: &Spans, what: &str, line: impl Fn(&Span) -> String) -> String {
     text
 }
 
+/// The symbol that a span begins in.
+fn named(symbols: &Table, span: &Span) -> String {
+    symbols.at(span.gva).map(|named| format!("  {named}")).unwrap_or_default()
+}
+
 /// `info mem`.
 pub(crate) fn mem(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let Some(spans) = spans(monitor, arguments, Alike::Rights)? else { return Ok("PG disabled\n".to_owned()) };
+    let symbols = monitor.symbols(monitor.snapshot()?);
     Ok(listed(&spans, "mem", |span| {
         let flag = |set: bool, letter: char| if set { letter } else { '-' };
         let rights = span.rights;
         let (user, write, execute) =
             (flag(rights.user, 'u'), flag(rights.writable, 'w'), flag(!rights.no_execute, 'x'));
         let end = span.gva.wrapping_add(span.len);
-        format!("{:016x}-{end:016x} {:016x} {user}r{write}{execute}", span.gva, span.len)
+        format!("{:016x}-{end:016x} {:016x} {user}r{write}{execute}{}", span.gva, span.len, named(&symbols, span))
     }))
 }
 
 /// `info tlb`: each line begins as QEMU's, and says how many pages it is for.
 pub(crate) fn tlb(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let Some(spans) = spans(monitor, arguments, Alike::Pages)? else { return Ok("PG disabled\n".to_owned()) };
+    let symbols = monitor.symbols(monitor.snapshot()?);
     Ok(listed(&spans, "tlb", |span| {
         let entry = Pte::from_bits(span.flags);
         let letters = [
@@ -75,7 +83,8 @@ pub(crate) fn tlb(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outco
         let letters: String = letters.map(|(set, letter)| if set { letter } else { '-' }).into_iter().collect();
         // A range may begin or end within a page.
         let pages = span.len.div_ceil(1 << span.shift);
-        format!("{:016x}: {:016x} {letters} {pages} x {}", span.gva, span.gpa, size(1 << span.shift))
+        let (size, named) = (size(1 << span.shift), named(&symbols, span));
+        format!("{:016x}: {:016x} {letters} {pages} x {size}{named}", span.gva, span.gpa)
     }))
 }
 
@@ -117,7 +126,10 @@ pub(crate) fn gva2gpa(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> O
     let gva = Gva(arguments.expression()?);
     arguments.end()?;
     Ok(match monitor.snapshot()?.space.translate(gva) {
-        Some(gpa) => format!("gpa: {gpa:#x}\n"),
+        Some(gpa) => {
+            let symbols = monitor.symbols(monitor.snapshot()?);
+            format!("gpa: {gpa:#x}{}\n", symbols.at(gva).map(|named| format!(" ({named})")).unwrap_or_default())
+        }
         None => "Unmapped\n".to_owned(),
     })
 }

@@ -108,6 +108,14 @@ impl Snapshot {
         }
     }
 
+    /// The registers that may hold an address, by name.
+    pub fn addresses(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Registers { regs, rip, seg, gdtr, idtr, cr, .. } = &self.registers;
+        let system = [("cr2", cr[1]), ("gdt", gdtr.base), ("idt", idtr.base), ("fs", seg[4].base), ("gs", seg[5].base)];
+        let general = GENERAL.iter().map(|(name, _)| *name).zip(*regs);
+        std::iter::once(("rip", *rip)).chain(general).chain(system)
+    }
+
     /// The registers that are shown again and again, by name.
     pub fn listed(&self) -> Vec<(String, String)> {
         let Registers { regs, rip, rflags, seg, cr, efer, .. } = &self.registers;

@@ -4,6 +4,7 @@
 pub mod btf;
 pub mod file;
 pub mod kallsyms;
+mod memory;
 pub mod processes;
 mod table;
 
@@ -11,10 +12,13 @@ pub use file::{File, FileError, Source};
 pub use processes::{Process, Processes, Unlisted, by_cr3};
 pub use table::{Named, Table};
 
+use ::memory::{Gpa, Gva, PhysicalMap};
 use file::Image;
-use memory::{Gpa, Gva, PhysicalMap};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// The most that a kernel tells of itself (`VMCOREINFO_BYTES` is a page).
+const CORE_INFO_MAX: usize = 1 << 16;
 
 /// What is known of a kernel.
 #[derive(Debug)]
@@ -94,6 +98,16 @@ impl Kernel {
             processes.get_or_insert_with(|| Processes::of(map, symbols, entry, gpa).map(Arc::new)).clone()
         });
         processes.unwrap_or(Err(Unlisted::NoSymbols))
+    }
+
+    /// What that kernel tells those who read a dump of its memory (`VMCOREINFO`): its release, offsets, symbols.
+    pub fn core_info(&self, map: &PhysicalMap, entry: Gva, gpa: Gpa) -> Option<Vec<u8>> {
+        let symbols = self.symbols(map, entry, gpa);
+        let memory = memory::Places::of(&symbols, entry, gpa).look(map);
+        let len = memory.word(symbols.find("vmcoreinfo_size")?)?;
+        let mut bytes = vec![0; usize::try_from(len).ok().filter(|len| (1..=CORE_INFO_MAX).contains(len))?];
+        memory.read(Gva(memory.word(symbols.find("vmcoreinfo_data")?)?), &mut bytes)?;
+        Some(bytes)
     }
 
     /// File and line of the source of the instruction at `gva`, if a file tells.
