@@ -94,6 +94,18 @@ const COMMANDS: &[Command] = &[
         help: "end the watch 'id', or all of them",
         run: watching::unwatch,
     },
+    Command {
+        names: &["enable"],
+        arguments: "id|all",
+        help: "turn the watch 'id', or all of them, on again; what it counts to begins anew",
+        run: watching::enable,
+    },
+    Command {
+        names: &["disable"],
+        arguments: "id|all",
+        help: "turn the watch 'id', or all of them, off until enable",
+        run: watching::disable,
+    },
     Command { names: &["cpu"], arguments: "index", help: "set the default CPU", run: cpu },
     Command { names: &["stop", "s"], arguments: "", help: "stop emulation", run: stop },
     Command { names: &["cont", "c"], arguments: "", help: "resume emulation", run: cont },

@@ -319,6 +319,8 @@ fn reason(index: usize, stop: Stop) -> MultiThreadStopReason<u64> {
     let tid = tid(index);
     match stop {
         Stop::Breakpoint => MultiThreadStopReason::SwBreak(tid),
+        // A watch of ours is none of gdb's.
+        Stop::Observer(_) => MultiThreadStopReason::SignalWithThread { tid, signal: Signal::SIGTRAP },
         Stop::Watchpoint(Watchpoint { gva, what, .. }) => {
             let kind = match what {
                 WatchFor::Write => WatchKind::Write,
@@ -330,6 +332,11 @@ fn reason(index: usize, stop: Stop) -> MultiThreadStopReason<u64> {
     }
 }
 
+/// The inside of a packet by which gdb shows a text while the machine runs.
+fn console(text: &str) -> String {
+    text.bytes().fold("O".to_owned(), |packet, byte| packet + &format!("{byte:02x}"))
+}
+
 type Stub = GdbStubStateMachine<'static, Debuggee, Outbox>;
 
 /// A conversation with gdb.
@@ -338,6 +345,7 @@ struct Conversation {
     /// `None`: it is over.
     stub: Option<Stub>,
     packets: Packets,
+    outbox: Outbox,
     /// Packets are acknowledged until gdb says otherwise.
     acknowledged: bool,
 }
@@ -394,6 +402,9 @@ impl Conversation {
             Event::Stop if self.debuggee.handle.run_state() == RunState::Running => {}
             Event::Stop => {
                 let stop = self.debuggee.handle.debug_stop();
+                if let (Some((_, Stop::Observer(id))), Some(Stub::Running(_))) = (stop, &self.stub) {
+                    self.outbox.send(packet(&console(&format!("watch {id} stops the machine\n"))));
+                }
                 self.stopped(stop.map_or(INTERRUPTED, |(index, stop)| reason(index, stop)));
             }
             Event::Shutdown { .. } => self.stopped(MultiThreadStopReason::Exited(0)),
@@ -487,9 +498,11 @@ pub fn serve_gdb(address: &Address, handle: Handle) -> Result<Server, SocketErro
             step: None,
             stepped: None,
         };
+        let own = outbox.clone();
         let stub = GdbStub::builder(outbox.clone()).packet_buffer_size(PACKET_MAX).build().ok();
         let stub = stub.and_then(|stub| stub.run_state_machine(&mut debuggee).ok());
-        let conversation = Conversation { debuggee, stub, packets: Packets::default(), acknowledged: true };
+        let conversation =
+            Conversation { debuggee, stub, packets: Packets::default(), outbox: own, acknowledged: true };
         let conversation = Arc::new(Mutex::new(conversation));
         *lock(&current) = Arc::downgrade(&conversation);
         Session(conversation)

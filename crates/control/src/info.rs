@@ -5,6 +5,7 @@ use crate::command::{Command, lines};
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::registers::Snapshot;
 use crate::{paging, touched, watching};
+use cpu::debugger::Stop;
 use lens::symbols::{Process, by_cr3};
 use machine::{Chip, RunState, Vcpu};
 use memory::Gva;
@@ -115,7 +116,13 @@ pub(crate) fn state(state: RunState) -> &'static str {
 fn status(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     arguments.end()?;
     Ok(match monitor.handle.run_state() {
-        now @ (RunState::Running | RunState::Paused) => format!("VM status: {}\n", state(now)),
+        now @ (RunState::Running | RunState::Paused) => {
+            let why = match monitor.handle.debug_stop() {
+                Some((_, Stop::Observer(id))) if now == RunState::Paused => format!(" (watch {id})"),
+                _ => String::new(),
+            };
+            format!("VM status: {}{why}\n", state(now))
+        }
         now => format!("VM status: paused ({})\n", state(now)),
     })
 }

@@ -11,14 +11,13 @@ use memory::walk::Mode;
 use memory::walk::spans::Alike;
 use memory::{Access, Gpa, Gva};
 use serde::{Deserialize, Serialize};
+use x86::paging::TABLE_ADDRESS;
 use x86::{PAGE_OFFSET, PAGE_SHIFT, PAGE_SIZE, Pte};
 
 /// Runs of mappings that are searched for a page.
 const SPANS_MAX: usize = 20_000;
 /// Virtual addresses of a page that are named.
 const NAMED_MAX: usize = 8;
-/// The physical address in an entry.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 
 /// The way of an address through all four.
 #[derive(Clone, Debug, Serialize)]
@@ -243,7 +242,7 @@ impl Monitor {
             let (gpa, level, base) = place(at, snapshot.registers.cr[2], levels)?;
             let wide = levels == 3 && level == 2;
             let count = if wide { 4 } else { 512 };
-            let gpa = Gpa(if wide { gpa & !0x1f } else { gpa & ADDRESS });
+            let gpa = Gpa(if wide { gpa & !0x1f } else { gpa & TABLE_ADDRESS });
             let mut bytes = vec![0; 8 * count];
             if !monitor.handle.read_memory(gpa, &mut bytes) {
                 return Err(MonitorError::Other(format!("there is no memory at gpa {gpa:x}, where a table should be")));
@@ -268,7 +267,7 @@ impl Monitor {
                     continue;
                 }
                 let gva = extended(base | (index as u64) << shift, levels);
-                let to = raw & ADDRESS;
+                let to = raw & TABLE_ADDRESS;
                 entries.push(Entry {
                     index,
                     count: 1,

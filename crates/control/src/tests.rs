@@ -12,6 +12,7 @@ use tempfile::NamedTempFile;
 
 mod look;
 mod sockets;
+mod watches;
 
 const VALUE: u64 = 0x1122_3344_5566_7788;
 
@@ -56,13 +57,15 @@ impl Guest {
 
     /// Another one, before its first instruction.
     fn of(image: &[u8], accel: Accel) -> Self {
+        Self::with(image, |config| config.accel = accel)
+    }
+
+    /// The same in another machine.
+    fn with(image: &[u8], configure: impl FnOnce(&mut Config)) -> Self {
         let kernel = initramfs::file_of(image);
-        let config = Config {
-            memory: 16 << 20,
-            kernel: Some(kernel.path().into()),
-            accel,
-            ..Config::new(Arc::new(Model::max()))
-        };
+        let mut config =
+            Config { memory: 16 << 20, kernel: Some(kernel.path().into()), ..Config::new(Arc::new(Model::max())) };
+        configure(&mut config);
         let machine = Machine::new(config).unwrap();
         let handle = machine.handle();
         handle.pause();
@@ -282,43 +285,6 @@ fn everything_can_be_asked() {
     assert_eq!(Monitor::complete("info re"), ["registers"]);
     assert_eq!(Monitor::complete("sys"), ["system_reset", "system_powerdown"]);
     assert_eq!(Monitor::complete("x 0"), [""; 0]);
-}
-
-#[test]
-fn watches_come_and_go_while_the_guest_runs() {
-    let mut guest = Guest::running();
-    assert_eq!(guest.say("info watch"), "nothing is watched\n");
-    assert_eq!(guest.say("watch rw:110000+8"), "1: rw:110000+8, 0 hits\n");
-    assert_eq!(
-        guest.say("watch w:*jiffies+8"),
-        "2: w:*jiffies+8 nowhere: no kernel of the guest has begun yet, 0 hits\n"
-    );
-    let wrong = guest.say("watch r:12z4");
-    assert_eq!(wrong.lines().count(), 2, "{wrong}");
-    assert!(
-        wrong.contains("column 5: 'z' is too much") && wrong.ends_with("Try \"help watch\" for more information\n")
-    );
-    assert_eq!(guest.say("unwatch 2"), "");
-    assert_eq!(guest.say("watch gpa:110000"), "3: rw:gpa:110000+1, 0 hits\n", "numbers are not used again");
-    // The guest begins anew, and stores its value again.
-    guest.say("system_reset");
-    let start = Instant::now();
-    let hits = |guest: &Guest| guest.handle.lens().watches().iter().map(|watch| watch.hits).collect::<Vec<_>>();
-    // What was hit last is noted after the hit is counted.
-    while hits(&guest) != [1, 1] || guest.handle.lens().last_hit().is_none() {
-        assert!(start.elapsed() < Duration::from_secs(20), "{:?}", hits(&guest));
-    }
-    let hit = guest.handle.lens().last_hit().unwrap();
-    assert_eq!((hit.watch, hit.access.gpa.0, hit.access.value), (1, image::DATA, VALUE.into()));
-    assert_eq!(hit.access.hva, guest.handle.map().hva_of(hit.access.gpa));
-    let listed = guest.say("info watch");
-    assert!(
-        listed.contains("1: rw:110000+8, 1 hits, last w8 rip 102") && listed.contains(" val 1122334455667788\n3: ")
-    );
-    for (line, part) in [("unwatch 2", "no watch '2'"), ("unwatch x", "no watch 'x'"), ("unwatch", "unexpected end")] {
-        assert!(guest.say(line).contains(part), "{line}");
-    }
-    assert_eq!(guest.say("unwatch all") + &guest.say("info watch"), "nothing is watched\n");
 }
 
 #[test]

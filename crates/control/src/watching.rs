@@ -3,8 +3,8 @@
 use crate::arguments::Arguments;
 use crate::command::lines;
 use crate::monitor::{Monitor, MonitorError, Outcome};
+use lens::Listed;
 use lens::watch::Start;
-use lens::{Listed, Watch};
 
 /// `watch`: without an expression, what there is.
 pub(crate) fn watch(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
@@ -12,8 +12,7 @@ pub(crate) fn watch(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Out
     if text.is_empty() {
         return Ok(list(monitor));
     }
-    let watch: Watch = text.parse().map_err(|error: lens::WatchError| MonitorError::Watch(error.to_string()))?;
-    let id = monitor.handle.watch(watch).map_err(|error| MonitorError::Other(error.to_string()))?;
+    let id = monitor.watch(text)?;
     let watches = monitor.handle.lens().watches();
     Ok(lines(watches.iter().filter(|listed| listed.id == id).map(line)))
 }
@@ -22,6 +21,23 @@ pub(crate) fn watch(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Out
 pub(crate) fn unwatch(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     for id in chosen(monitor, arguments)? {
         monitor.handle.unwatch(id)?;
+    }
+    Ok(String::new())
+}
+
+/// `enable`.
+pub(crate) fn enable(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    turn(monitor, arguments, true)
+}
+
+/// `disable`.
+pub(crate) fn disable(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
+    turn(monitor, arguments, false)
+}
+
+fn turn(monitor: &Monitor, arguments: &mut Arguments<'_>, on: bool) -> Outcome {
+    for id in chosen(monitor, arguments)? {
+        monitor.handle.enable_watch(id, on)?;
     }
     Ok(String::new())
 }
@@ -56,7 +72,12 @@ fn list(monitor: &Monitor) -> String {
 }
 
 fn line(listed: &Listed) -> String {
-    let Listed { id, watch, place, hits, last } = listed;
+    let Listed { id, watch, place, enabled, left, hits, last } = listed;
+    let state = match left {
+        _ if !enabled => ", off",
+        Some(0) => ", over",
+        _ => "",
+    };
     let place = match place {
         // By address, its expression says it all.
         Ok(_) if !matches!(watch.start, Start::Symbol { .. }) => String::new(),
@@ -68,5 +89,5 @@ fn line(listed: &Listed) -> String {
         let kind = lens::format::kind(access.kind);
         format!(", last {kind}{} rip {:x} val {:x}", access.size, access.origin.rip, access.value)
     });
-    format!("{id}: {watch}{place}, {hits} hits{last}")
+    format!("{id}: {watch}{place}{state}, {hits} hits{last}")
 }

@@ -38,6 +38,8 @@ pub enum Stop {
     Breakpoint,
     /// The instruction before RIP, which has been executed, made an access that this is for.
     Watchpoint(Watchpoint),
+    /// An observer asked for it: the number of what it waited for.
+    Observer(u32),
 }
 
 /// All that a debugger has set on a vCPU.

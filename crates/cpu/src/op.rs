@@ -53,8 +53,9 @@ pub struct Op {
     pub locked: bool,
     /// REP/REPE (1), REPNE (2), or none (0).
     pub repeat: u8,
-    /// May write to memory, so that code may have been overwritten after it: cleared by those who know better.
-    pub stores: bool,
+    /// May access memory, so that code may have been overwritten after it, or an observer want the block to end: cleared
+    /// by those who know better.
+    pub accesses: bool,
     /// For handlers that look at the instruction itself.
     pub slow: Option<Box<Rare>>,
 }
@@ -91,7 +92,7 @@ impl Op {
             len: instruction.len() as u8,
             locked: instruction.has_lock_prefix(),
             repeat,
-            stores: true,
+            accesses: true,
             slow: None,
         }
     }

@@ -323,7 +323,7 @@ impl Cpu {
                 break result;
             }
             rip = rip.wrapping_add(u64::from(op.len));
-            if op.stores && self.mmu.code_modified() {
+            if op.accesses && self.mmu.code_modified() {
                 break result;
             }
         };

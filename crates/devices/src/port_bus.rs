@@ -6,6 +6,7 @@
 
 use crate::PortDevice;
 use memory::map::Counts;
+use memory::witness::{DeviceAccess, Place, Seat};
 use std::sync::Arc;
 
 /// A range of ports.
@@ -43,6 +44,7 @@ pub enum PortBusError {
 pub struct PortBus {
     /// Sorted by `base`, no two overlap.
     ranges: Vec<Range>,
+    witness: Seat,
 }
 
 impl PortBus {
@@ -81,6 +83,19 @@ impl PortBus {
             }
         }
         all
+    }
+
+    /// Where somebody sits who wants to know of accesses.
+    #[must_use]
+    pub fn witness(&self) -> &Seat {
+        &self.witness
+    }
+
+    fn tell(&self, range: &Range, port: u16, size: usize, value: u32, write: bool) {
+        if let Some(witness) = self.witness.get() {
+            let (device, place, value) = (range.device.name(), Place::Port(port), value.into());
+            witness.device(&DeviceAccess { device, place, size, value, write });
+        }
     }
 
     /// The range that `port` lies in.
@@ -127,7 +142,9 @@ impl cpu::PortIo for PortBus {
             answered |= range.is_some();
             let read = |range: &Range| {
                 range.counts.read();
-                range.device.read(port, size)
+                let value = range.device.read(port, size) & ones(size);
+                self.tell(range, port, size, value, false);
+                value
             };
             let part = range.map_or(u32::MAX, read) & ones(size);
             value |= part << (8 * offset);
@@ -141,10 +158,12 @@ impl cpu::PortIo for PortBus {
     fn write(&self, port: u16, size: usize, value: u32) {
         let mut answered = false;
         self.pieces(port, size, |range, port, offset, size| {
-            if let Some(Range { device, counts, .. }) = range {
+            if let Some(range) = range {
                 answered = true;
-                counts.wrote();
-                device.write(port, size, (value >> (8 * offset)) & ones(size));
+                range.counts.wrote();
+                let value = (value >> (8 * offset)) & ones(size);
+                range.device.write(port, size, value);
+                self.tell(range, port, size, value, true);
             }
         });
         if !answered {

@@ -6,7 +6,7 @@
 
 use crate::ranges::{Range, Ranges};
 use crate::symbols::{Kernel, Table};
-use crate::watch::{Kinds, Start, Watch};
+use crate::watch::{Code, CodeStart, Condition, Kinds, Start, Watch};
 use memory::observe::Interest;
 use memory::{Access, AccessKind, Gpa, Gva, PhysicalMap};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -20,28 +20,70 @@ const ATTEMPTS: u32 = 64;
 /// The most watches of a set.
 const WATCHES: usize = 1024;
 
-/// There are as many watches as can be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there are {WATCHES} watches, which is as many as there can be")]
-pub struct WatchesFull;
+/// Why there cannot be one more watch.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WatchRefused {
+    /// There are as many as can be.
+    #[error("there are {WATCHES} watches, which is as many as there can be")]
+    Full,
+    /// Nothing tells which process runs.
+    #[error("processes are not known by their names yet; cr3 == ADDRESS tells them apart")]
+    Processes,
+}
 
 /// A watch of a set.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub id: u32,
     pub watch: Watch,
+    /// It has not been turned off.
+    pub enabled: bool,
     /// The address of its symbol, if it has one and that is known.
     symbol: Option<Gva>,
     /// The first and last address, virtual or physical, if it is anywhere.
     pub place: Option<(u64, u64)>,
-    /// Accesses that touched it, and the last of them.
+    /// For each condition on code the first and last address of that, if it is anywhere.
+    codes: Vec<Option<(u64, u64)>>,
+    /// Accesses that it was for, and the last of them.
     pub hits: AtomicU64,
     pub last: Mutex<Option<Access>>,
+    /// How many it is still for, if it has a limit.
+    pub left: AtomicU64,
 }
 
 impl Entry {
-    /// Counts an access that touches it.
-    pub fn hit(&self, access: &Access) {
+    fn new(id: u32, watch: Watch) -> Self {
+        let left = AtomicU64::new(watch.limit.unwrap_or(u64::MAX));
+        let (hits, last) = Default::default();
+        Self { id, watch, enabled: true, symbol: None, place: None, codes: Vec::new(), hits, last, left }
+    }
+
+    /// Whether it is for any access at all.
+    fn open(&self) -> bool {
+        self.enabled && self.left.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether an access that touches its bytes meets its conditions.
+    fn met(&self, access: &Access) -> bool {
+        self.watch.conditions.iter().zip(&self.codes).all(|(condition, code)| match condition {
+            Condition::Rip { inside, .. } => {
+                code.is_some_and(|(first, last)| (first..=last).contains(&access.origin.rip)) == *inside
+            }
+            condition => condition.met(access),
+        })
+    }
+
+    /// Takes off one of its limit: whether that was the last. `None`: there was none left.
+    fn spend(&self) -> Option<bool> {
+        if self.watch.limit.is_none() {
+            return Some(false);
+        }
+        let spent = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+        spent.ok().map(|before| before == 1)
+    }
+
+    /// Counts an access.
+    fn hit(&self, access: &Access) {
         self.hits.fetch_add(1, Ordering::Relaxed);
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(*access);
     }
@@ -90,7 +132,9 @@ impl State {
     fn locate(&mut self) {
         let (mut virtually, mut physically, mut pointers) = (Vec::new(), Vec::new(), Vec::new());
         for (owner, entry) in self.entries.iter_mut().enumerate() {
-            let Watch { kinds, start, len } = &entry.watch;
+            let open = entry.open();
+            let Watch { kinds, start, len, conditions, .. } = &entry.watch;
+            entry.codes = conditions.iter().map(|condition| extent(condition, &self.symbols)).collect();
             let (ranges, first) = match start {
                 Start::Physical(gpa) => (&mut physically, Some(gpa.0)),
                 Start::Virtual(gva) => (&mut virtually, Some(gva.0)),
@@ -99,24 +143,25 @@ impl State {
                     let mut gva = entry.symbol;
                     if let (true, Some(symbol), Some(image)) = (*pointer, gva, &self.image) {
                         let gpa = image.gpa(symbol);
-                        pointers.push(gpa);
+                        pointers.extend(open.then_some(gpa));
                         gva = image.follow(gpa);
                     }
                     (&mut virtually, gva.map(|gva| gva.0))
                 }
             };
             entry.place = first.map(|first| (first, first.saturating_add(len.saturating_sub(1))));
-            ranges.extend(entry.place.map(|(first, last)| Range::new(first, last, *kinds, owner)));
+            ranges.extend(entry.place.filter(|_| open).map(|(first, last)| Range::new(first, last, *kinds, owner)));
         }
         (self.virtually, self.physically) = (Ranges::new(virtually), Ranges::new(physically));
         self.pointers = pointers;
     }
 
-    /// The kinds of access that are all wanted, if nothing else is but fetches.
+    /// The kinds of access that are all wanted, on no condition, if nothing else is but fetches.
     fn all(&self) -> Option<Kinds> {
         let kinds = self.physically.everywhere()?;
         let nothing_else = self.virtually.is_empty() && self.pointers.is_empty();
-        (nothing_else && (kinds.read || kinds.write)).then_some(kinds)
+        let plain = self.entries.iter().all(|entry| entry.watch.conditions.is_empty() && entry.watch.limit.is_none());
+        (nothing_else && plain && (kinds.read || kinds.write)).then_some(kinds)
     }
 
     /// The kinds of access for which any of `size` bytes is watched.
@@ -147,20 +192,32 @@ impl State {
 
     /// Whether any watch names a symbol.
     fn names(&self) -> bool {
-        self.entries.iter().any(|entry| matches!(entry.watch.start, Start::Symbol { .. }))
+        self.entries.iter().any(|entry| entry.watch.symbols().next().is_some())
     }
 
-    /// Why a watch is nowhere.
+    /// What a watch lacks to be somewhere.
     pub fn missing(&self, entry: &Entry) -> Option<String> {
-        let Start::Symbol { name, .. } = &entry.watch.start else { return None };
-        match entry.symbol {
-            Some(_) if entry.place.is_some() => None,
-            Some(_) => Some(format!("the pointer {name} points nowhere yet")),
-            None if self.image.is_none() => Some("no kernel of the guest has begun yet".to_owned()),
-            None if self.symbols.is_empty() => Some("no symbols are found in the guest's kernel".to_owned()),
-            None => Some(format!("the guest's kernel has no symbol {name}")),
+        let mut names = entry.watch.symbols();
+        match (names.find(|name| self.symbols.find(name).is_none()), &entry.watch.start) {
+            (None, Start::Symbol { name, pointer: true }) if entry.place.is_none() => {
+                Some(format!("the pointer {name} points nowhere yet"))
+            }
+            (None, _) => None,
+            (Some(_), _) if self.image.is_none() => Some("no kernel of the guest has begun yet".to_owned()),
+            (Some(_), _) if self.symbols.is_empty() => Some("no symbols are found in the guest's kernel".to_owned()),
+            (Some(name), _) => Some(format!("the guest's kernel has no symbol {name}")),
         }
     }
+}
+
+/// Where the code is that `condition` is about: its first and last address.
+fn extent(condition: &Condition, symbols: &Table) -> Option<(u64, u64)> {
+    let Condition::Rip { code: Code { start, len }, .. } = condition else { return None };
+    let (first, end) = match start {
+        CodeStart::Address(gva) => (gva.0, gva.0),
+        CodeStart::Symbol(name) => symbols.extent(name).map(|(first, last)| (first.0, last.0))?,
+    };
+    Some((first, len.map_or(end, |len| last(first, len))))
 }
 
 /// The last of `size` (at least 1) bytes.
@@ -173,8 +230,8 @@ fn last(first: u64, size: u64) -> u64 {
 pub(crate) struct Filter {
     state: RwLock<State>,
     kernel: Arc<Kernel>,
-    /// Symbols are wanted even if no watch names one.
-    named: bool,
+    /// Hits are counted and told, so that symbols are wanted even if no watch names one.
+    told: bool,
     /// Other pages are of interest than before.
     changed: AtomicBool,
     /// How often a kernel will still be looked for.
@@ -182,10 +239,10 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
-    /// An empty set. `named`: symbols are wanted even if no watch names one.
-    pub fn new(kernel: Arc<Kernel>, named: bool) -> Self {
+    /// An empty set. `told`: hits are counted and told, so that symbols are wanted even if no watch names one.
+    pub fn new(kernel: Arc<Kernel>, told: bool) -> Self {
         let (changed, attempts) = (AtomicBool::new(false), AtomicU32::new(ATTEMPTS));
-        Self { state: RwLock::default(), kernel, named, changed, attempts }
+        Self { state: RwLock::default(), kernel, told, changed, attempts }
     }
 
     /// What is asked for symbols.
@@ -207,26 +264,28 @@ impl Filter {
         result
     }
 
-    /// Whether there is any watch.
+    /// Whether any watch is for anything.
     pub fn wants_any(&self) -> bool {
-        !self.state().entries.is_empty()
+        self.state().entries.iter().any(Entry::open)
     }
 
     /// One more watch; its number.
     ///
     /// # Errors
-    /// There are as many as can be.
-    pub fn add(&self, watch: Watch) -> Result<u32, WatchesFull> {
+    /// There are as many as can be, or it asks for what is not known.
+    pub fn add(&self, watch: Watch) -> Result<u32, WatchRefused> {
+        if watch.conditions.iter().any(|condition| matches!(condition, Condition::Process { .. })) {
+            return Err(WatchRefused::Processes);
+        }
         // Somebody other than the guest asks.
         self.attempts.store(ATTEMPTS, Ordering::Relaxed);
         self.change(|state| {
             if state.entries.len() >= WATCHES {
-                return Err(WatchesFull);
+                return Err(WatchRefused::Full);
             }
-            let id = state.last_id.checked_add(1).ok_or(WatchesFull)?;
+            let id = state.last_id.checked_add(1).ok_or(WatchRefused::Full)?;
             state.last_id = id;
-            let (hits, last) = Default::default();
-            state.entries.push(Entry { id, watch, symbol: None, place: None, hits, last });
+            state.entries.push(Entry::new(id, watch));
             Ok(id)
         })
     }
@@ -240,7 +299,22 @@ impl Filter {
         })
     }
 
-    /// The kinds of access that are all wanted, if nothing else is but fetches.
+    /// Turns the watch of this number on, with its whole limit, or off; false: there is none.
+    pub fn enable(&self, id: u32, on: bool) -> bool {
+        self.change(|state| {
+            let Some(entry) = state.entries.iter_mut().find(|entry| entry.id == id) else { return false };
+            entry.enabled = on;
+            entry.left = AtomicU64::new(entry.watch.limit.unwrap_or(u64::MAX));
+            true
+        })
+    }
+
+    /// Has the vCPU that asks next whether interest has changed end what it is at.
+    pub fn interrupt(&self) {
+        self.changed.store(true, Ordering::Release);
+    }
+
+    /// The kinds of access that are all wanted, on no condition, if nothing else is but fetches.
     pub fn all(&self) -> Option<Kinds> {
         self.state().all()
     }
@@ -268,17 +342,22 @@ impl Filter {
         self.changed.swap(false, Ordering::AcqRel)
     }
 
-    /// Gives `each` the watches that want `access`, of all accesses for which there was interest; whether there is any.
-    pub fn sift(&self, access: &Access, mut each: impl FnMut(&Entry)) -> bool {
+    /// Gives `each` the watches that `access` is for, of all accesses for which there was interest, and whether they have
+    /// come to their limits; whether there is any.
+    pub fn sift(&self, access: &Access, mut each: impl FnMut(&Entry, bool)) -> bool {
         let state = self.state();
-        let mut wanted = false;
-        for entry in state.wanting(access) {
-            wanted = true;
-            each(entry);
+        let (mut wanted, mut spent) = (false, false);
+        for entry in state.wanting(access).filter(|entry| entry.met(access)) {
+            let Some(last) = entry.spend() else { continue };
+            (wanted, spent) = (true, spent || last);
+            if self.told {
+                entry.hit(access);
+            }
+            each(entry, last);
         }
         let moved = access.kind == AccessKind::Write && state.has_pointer(access.gpa, access.size.into());
         drop(state);
-        if moved {
+        if moved || spent {
             self.change(|_| ());
         }
         wanted
@@ -288,7 +367,7 @@ impl Filter {
     pub fn system_calls_enter(&self, map: &Arc<PhysicalMap>, entry: Gva, gpa: Gpa) -> bool {
         let state = self.state();
         let same = state.image.as_ref().is_some_and(|image| (image.entry, image.gpa) == (entry, gpa));
-        let wanted = state.names() || self.named && !state.entries.is_empty();
+        let wanted = state.names() || self.told && !state.entries.is_empty();
         let settled = same && (!wanted || !state.symbols.is_empty());
         drop(state);
         if settled {
@@ -310,7 +389,8 @@ impl Filter {
     /// What there is to say of watches that are nowhere although symbols have been looked for.
     pub fn missing(&self) -> Vec<String> {
         let state = self.state();
-        let lost = state.entries.iter().filter(|entry| entry.symbol.is_none());
+        let lost =
+            state.entries.iter().filter(|entry| entry.watch.symbols().any(|name| state.symbols.find(name).is_none()));
         lost.filter_map(|entry| Some(format!("{}: {}", entry.watch, state.missing(entry)?))).collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::symbols::Kernel;
 use crate::watch::Watch;
-use crate::{Hit, Listed, Trace, Watcher, WatchesFull};
+use crate::{Hit, Listed, Trace, WatchRefused, Watcher};
 use memory::observe::{Batch, Interest};
 use memory::{Access, Gpa, Gva, Observer, PhysicalMap};
 use std::sync::Arc;
@@ -36,14 +36,25 @@ impl Lens {
     /// One more watch. Its number is its own for ever.
     ///
     /// # Errors
-    /// There are as many as can be.
-    pub fn watch(&self, watch: Watch) -> Result<u32, WatchesFull> {
+    /// There are as many as can be, or it asks for what is not known.
+    pub fn watch(&self, watch: Watch) -> Result<u32, WatchRefused> {
         self.watcher.add(watch)
     }
 
     /// Ends a watch; false: there is none of that number.
     pub fn unwatch(&self, id: u32) -> bool {
         self.watcher.remove(id)
+    }
+
+    /// Turns a watch on, with its whole limit, or off; false: there is none of that number.
+    pub fn enable(&self, id: u32, on: bool) -> bool {
+        self.watcher.enable(id, on)
+    }
+
+    /// Has `stop` called, on the vCPU's thread, when a watch is to stop the machine: with the numbers of the vCPU and of the
+    /// watch. Once for a lens.
+    pub fn on_stop(&self, stop: impl Fn(u32, u32) + Send + Sync + 'static) {
+        self.watcher.on_stop(Box::new(stop));
     }
 
     /// All watches, in the order of their numbers.

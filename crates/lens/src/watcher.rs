@@ -2,10 +2,10 @@
 //!
 //! A line that cannot be written (closed stderr, full disk) ends the watch: that is said once, and the guest goes on.
 
-use crate::filter::{Filter, WatchesFull};
+use crate::filter::{Entry, Filter, WatchRefused};
 use crate::format::{Format, Host};
 use crate::symbols::Kernel;
-use crate::watch::Watch;
+use crate::watch::{Action, Watch};
 use memory::observe::Interest;
 use memory::pagemap::HostPage;
 use memory::{Access, Gpa, Gva, Hpa, Observer, Pagemap, PhysicalMap};
@@ -13,7 +13,7 @@ use std::fmt;
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Said once, where host physical addresses are not shown.
 const HIDDEN: &str =
@@ -54,7 +54,11 @@ pub struct Listed {
     pub watch: Watch,
     /// The first and the last address that it is for now, virtual or physical as it says, or why it is nowhere.
     pub place: Result<(u64, u64), String>,
-    /// How many accesses touched it.
+    /// Whether it has not been turned off.
+    pub enabled: bool,
+    /// How many accesses it is still for, if it has a limit.
+    pub left: Option<u64>,
+    /// How many accesses it was for.
     pub hits: u64,
     /// The last of them.
     pub last: Option<Access>,
@@ -70,6 +74,35 @@ pub struct Watcher {
     quiet: AtomicBool,
     output: Mutex<Output>,
     last: Mutex<Option<Hit>>,
+    stop: OnceLock<Box<StopHook>>,
+}
+
+/// Stops a vCPU's machine for a watch: their numbers.
+type StopHook = dyn Fn(u32, u32) + Send + Sync;
+
+/// What is to be done about an access.
+#[derive(Default)]
+struct Verdict {
+    print: bool,
+    log: bool,
+    /// The first watch that wants it told, and the first that wants the machine to stop.
+    told: Option<u32>,
+    stop: Option<u32>,
+}
+
+impl Verdict {
+    fn add(&mut self, entry: &Entry, spent: bool) {
+        let action = entry.watch.action;
+        self.print |= matches!(action, Action::Print | Action::Stop);
+        self.log |= action == Action::Log;
+        let first = |of: Option<u32>| Some(of.map_or(entry.id, |id| id.min(entry.id)));
+        if action != Action::Count {
+            self.told = first(self.told);
+        }
+        if action == Action::Stop && (entry.watch.limit.is_none() || spent) {
+            self.stop = first(self.stop);
+        }
+    }
 }
 
 impl fmt::Debug for Watcher {
@@ -104,6 +137,7 @@ impl Watcher {
                 broken: Some(Box::new(broken)),
             }),
             last: Mutex::default(),
+            stop: OnceLock::new(),
         }
     }
 
@@ -121,8 +155,8 @@ impl Watcher {
     /// One more watch. Its number is its own for ever.
     ///
     /// # Errors
-    /// There are as many as can be.
-    pub fn add(&self, watch: Watch) -> Result<u32, WatchesFull> {
+    /// There are as many as can be, or it asks for what is not known.
+    pub fn add(&self, watch: Watch) -> Result<u32, WatchRefused> {
         self.filter.add(watch)
     }
 
@@ -131,13 +165,26 @@ impl Watcher {
         self.filter.remove(id)
     }
 
+    /// See [`crate::Lens::enable`].
+    pub(crate) fn enable(&self, id: u32, on: bool) -> bool {
+        self.filter.enable(id, on)
+    }
+
+    /// See [`crate::Lens::on_stop`].
+    pub(crate) fn on_stop(&self, stop: Box<StopHook>) {
+        // A lens is of one machine.
+        let _ = self.stop.set(stop);
+    }
+
     /// See [`crate::Lens::watches`].
     pub(crate) fn list(&self) -> Vec<Listed> {
         let state = self.filter.state();
         let listed = state.entries.iter().map(|entry| Listed {
             id: entry.id,
             watch: entry.watch.clone(),
-            place: entry.place.ok_or_else(|| state.missing(entry).unwrap_or_default()),
+            place: state.missing(entry).map_or_else(|| entry.place.ok_or_else(String::new), Err),
+            enabled: entry.enabled,
+            left: entry.watch.limit.map(|_| entry.left.load(Ordering::Relaxed)),
             hits: entry.hits.load(Ordering::Relaxed),
             last: *lock(&entry.last),
         });
@@ -154,6 +201,9 @@ impl Watcher {
 
     /// Writes a message, which is no line of the watch.
     pub(crate) fn tell(&self, message: fmt::Arguments<'_>) {
+        if self.quiet.load(Ordering::Relaxed) {
+            return;
+        }
         let mut output = lock(&self.output);
         output.line.clear();
         let _ = writeln!(output.line, "watch: {message}");
@@ -182,19 +232,37 @@ impl Watcher {
     }
 
     #[cold]
-    fn report(&self, access: &Access, watch: u32) {
+    fn report(&self, access: &Access, watch: u32, verdict: &Verdict) {
         let (host, hidden) = self.host(access);
         let hpa = if let Host::Known(hpa) = host { Some(hpa) } else { None };
         *lock(&self.last) = Some(Hit { watch, access: *access, hpa, by: None, at: None });
         let mut output = lock(&self.output);
         let Output { line, said, .. } = &mut *output;
         line.clear();
-        if hidden && self.format == Format::Vitrine && !std::mem::replace(said, true) {
+        let print = verdict.print && !self.quiet.load(Ordering::Relaxed);
+        if print && hidden && self.format == Format::Vitrine && !std::mem::replace(said, true) {
             line.push_str(HIDDEN);
         }
+        let start = line.len();
         // Writing to a string does not fail.
         let _ = self.format.line(line, access, host, &self.filter.state().symbols);
-        self.put(&mut output);
+        if verdict.log {
+            tracing::trace!(target: "watch", "{}", line.get(start..).unwrap_or_default().trim_end());
+        }
+        if print {
+            self.put(&mut output);
+        }
+    }
+
+    #[cold]
+    fn stop(&self, access: &Access, id: u32) {
+        let expression =
+            self.filter.state().entries.iter().find(|entry| entry.id == id).map(|entry| entry.watch.to_string());
+        self.tell(format_args!("{id} stops the machine: {}", expression.unwrap_or_default()));
+        if let Some(stop) = self.stop.get() {
+            stop(access.origin.cpu, id);
+        }
+        self.filter.interrupt();
     }
 }
 
@@ -212,16 +280,13 @@ impl Observer for Watcher {
     }
 
     fn access(&self, access: &Access) {
-        if self.quiet.load(Ordering::Relaxed) {
-            return;
+        let mut verdict = Verdict::default();
+        self.filter.sift(access, |entry, spent| verdict.add(entry, spent));
+        if let Some(watch) = verdict.told {
+            self.report(access, watch, &verdict);
         }
-        let mut first: Option<u32> = None;
-        self.filter.sift(access, |entry| {
-            entry.hit(access);
-            first = Some(first.map_or(entry.id, |id| id.min(entry.id)));
-        });
-        if let Some(watch) = first {
-            self.report(access, watch);
+        if let Some(watch) = verdict.stop {
+            self.stop(access, watch);
         }
     }
 

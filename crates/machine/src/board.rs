@@ -28,6 +28,7 @@ use crate::wiring::share;
 use crate::{BoardKind, Chip, MachineClock, firmware};
 use boot::{BoardInfo, Com};
 use cpu::cpuid::{Feature, Model};
+use cpu::debugger::Stop;
 use cpu::reset::Connections;
 use cpu::{Cpu, Signals};
 use devices::debug_exit::DebugExit;
@@ -133,6 +134,8 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
     }
     let signals: Vec<Arc<Signals>> = (0..config.cpus).map(|_| Arc::default()).collect();
     let control = Arc::new(Control::new(signals.clone()));
+    let stops = control.clone();
+    config.lens.on_stop(move |cpu, id| stops.debug_stop(cpu as usize, Stop::Observer(id)));
     let power: Arc<dyn PowerSwitch> = control.clone();
     let clock = Arc::new(MachineClock::default());
     let timers = Timers::new(clock.clone());
@@ -165,6 +168,10 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
     build.interrupts(&interrupts)?;
     let Builder { ports, resets } = build;
     let Interrupts { apics, pic, ioapic } = interrupts;
+    if let Some(witness) = config.witness {
+        map.witness().take(witness.clone());
+        ports.witness().take(witness);
+    }
     let ports = Arc::new(ports);
     let cpus = (0..).zip(signals).zip(&apics).map(|((id, signals), apic)| {
         let connections =

@@ -11,6 +11,7 @@ use jit::perf::Perf;
 use lens::Lens;
 use memory::map::MapError;
 use memory::ram::RamError;
+use memory::witness::Witness;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -117,6 +118,8 @@ pub struct Config {
     pub no_shutdown: bool,
     /// Sees accesses to memory that it is interested in.
     pub lens: Arc<Lens>,
+    /// Is told what happens beside accesses to memory.
+    pub witness: Option<Arc<dyn Witness>>,
     /// Files for fw_cfg, by name.
     pub fw_cfg: Vec<(String, Vec<u8>)>,
 }
@@ -143,6 +146,7 @@ impl Config {
             no_reboot: false,
             no_shutdown: false,
             lens: Arc::default(),
+            witness: None,
             fw_cfg: Vec::new(),
         }
     }

@@ -5,7 +5,7 @@ use crate::control::Control;
 use crate::{Event, RunState, Stats, Vcpu};
 use cpu::debugger::Stop;
 use lens::touched::Book;
-use lens::{Lens, Watch, WatchesFull};
+use lens::{Lens, Watch, WatchRefused};
 use memory::{Gpa, PhysicalMap};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -75,11 +75,11 @@ pub enum InspectError {
 }
 
 /// Why there cannot be one more watch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
-    /// There are as many as can be.
+    /// It cannot be.
     #[error(transparent)]
-    Full(#[from] WatchesFull),
+    Refused(#[from] WatchRefused),
     /// A vCPU does not answer.
     #[error(transparent)]
     Inspect(#[from] InspectError),
@@ -224,7 +224,7 @@ impl Handle {
     /// One more watch, from now on. Its number is its own for ever.
     ///
     /// # Errors
-    /// There are as many as can be, or a vCPU does not answer: that begins to watch as soon as it comes to its gate.
+    /// It is refused, or a vCPU does not answer: that begins to watch as soon as it comes to its gate.
     pub fn watch(&self, watch: Watch) -> Result<u32, WatchError> {
         let id = self.lens().watch(watch)?;
         self.look_anew()?;
@@ -241,7 +241,17 @@ impl Handle {
         Ok(ended)
     }
 
-    /// What looks at memory accesses. To change what is watched, use [`Handle::watch`] and [`Handle::unwatch`].
+    /// Turns a watch on, with its whole limit, or off; false: there is none of that number.
+    ///
+    /// # Errors
+    /// As [`Handle::unwatch`].
+    pub fn enable_watch(&self, id: u32, on: bool) -> Result<bool, InspectError> {
+        let known = self.lens().enable(id, on);
+        self.look_anew()?;
+        Ok(known)
+    }
+
+    /// What looks at memory accesses. To change what is watched, use [`Handle::watch`] and the like.
     #[must_use]
     pub fn lens(&self) -> &Arc<Lens> {
         &self.board.lens

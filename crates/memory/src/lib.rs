@@ -18,6 +18,7 @@ mod testing;
 pub mod tlb;
 pub mod touched;
 pub mod walk;
+pub mod witness;
 
 pub use address::{Gpa, Gva, Hpa, Hva};
 pub use map::{MapError, Mmio, PhysicalMap};

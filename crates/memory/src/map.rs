@@ -7,6 +7,7 @@
 use crate::code::CodePages;
 use crate::hostmem;
 use crate::ram::{GuestRam, RamError, RamRegion, map_forever};
+use crate::witness::{DeviceAccess, Place, Seat};
 use crate::{Gpa, Hva};
 use std::fmt;
 use std::ops::Range;
@@ -147,6 +148,7 @@ pub struct PhysicalMap {
     ram: GuestRam,
     code: CodePages,
     a20_mask: AtomicU64,
+    witness: Seat,
 }
 
 impl PhysicalMap {
@@ -163,7 +165,7 @@ impl PhysicalMap {
             backing: Backing::Ram(region.hva),
         };
         let sections = ram.regions().iter().map(section).collect();
-        Ok(Self { sections, ram, code, a20_mask: AtomicU64::new(u64::MAX) })
+        Ok(Self { sections, ram, code, a20_mask: AtomicU64::new(u64::MAX), witness: Seat::default() })
     }
 
     /// Puts `bytes` at `gpa` as memory that the guest can read and execute but not write, over whatever is there.
@@ -311,6 +313,19 @@ impl PhysicalMap {
         Ok(())
     }
 
+    /// Where somebody sits who wants to know what happens to the machine.
+    #[must_use]
+    pub fn witness(&self) -> &Seat {
+        &self.witness
+    }
+
+    fn tell(&self, device: &Device, gpa: Gpa, size: usize, value: u64, write: bool) {
+        if let Some(witness) = self.witness.get() {
+            let (device, place) = (device.mmio.name(), Place::Memory(gpa));
+            witness.device(&DeviceAccess { device, place, size, value, write });
+        }
+    }
+
     /// One read of `size` (1, 2, 4 or 8) bytes on behalf of vCPU `cpu`, whatever answers.
     pub(crate) fn io_read(&self, cpu: usize, gpa: Gpa, size: usize) -> u64 {
         let ones = u64::MAX >> (64 - 8 * size);
@@ -328,7 +343,9 @@ impl PhysicalMap {
                     }
                     Backing::Mmio(device, start) => {
                         device.counts.read();
-                        device.mmio.read(cpu, start + offset, size) & ones
+                        let value = device.mmio.read(cpu, start + offset, size) & ones;
+                        self.tell(device, gpa, size, value, false);
+                        value
                     }
                 }
             }
@@ -360,7 +377,9 @@ impl PhysicalMap {
                     }
                     Backing::Mmio(device, start) => {
                         device.counts.wrote();
-                        device.mmio.write(cpu, start + offset, size, value & (u64::MAX >> (64 - 8 * size)));
+                        let value = value & (u64::MAX >> (64 - 8 * size));
+                        device.mmio.write(cpu, start + offset, size, value);
+                        self.tell(device, gpa, size, value, true);
                     }
                 }
             }

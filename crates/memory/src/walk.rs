@@ -20,7 +20,7 @@ pub mod spans;
 pub use denial::Denial;
 
 /// Bits of CR3 and of 64-bit entries that can hold an address.
-const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+const ADDRESS: u64 = x86::paging::TABLE_ADDRESS;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 

@@ -40,8 +40,9 @@ impl Log {
             .log_internal_errors(false);
         let items = items.map(|LogItems(items)| items.as_slice()).unwrap_or_default();
         let items = items.iter().map(|item| (*item, LevelFilter::TRACE));
-        // What the user should know in any case, such as a guest that crashes and is reset.
-        let targets = items.chain([("machine", LevelFilter::WARN)]).collect::<Targets>();
+        // What the user should know in any case, such as a guest that crashes and is reset, and what a watch is to log.
+        let always = [("machine", LevelFilter::WARN), ("watch", LevelFilter::TRACE)];
+        let targets = items.chain(always).collect::<Targets>();
         let subscriber = tracing_subscriber::registry().with(targets).with(layer);
         tracing::subscriber::set_global_default(subscriber).context("logging cannot be started")?;
         Ok(log)

@@ -1,5 +1,6 @@
 //! The command `vitrine`: flags and wiring only.
 
+mod convert;
 mod demo;
 mod feed;
 mod flags;
@@ -9,6 +10,7 @@ mod plan;
 mod run;
 mod say;
 mod session;
+mod timeline;
 mod top;
 
 use std::io::{self, Write};
@@ -40,9 +42,10 @@ fn main() {
 
 fn command() -> Result<End> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    if let Some((_, rest)) = arguments.split_first().filter(|(first, _)| *first == "top") {
-        top::run(rest)?;
-        return Ok(End::Status(0));
+    match arguments.split_first() {
+        Some((word, rest)) if word == "top" => return top::run(rest).map(|()| End::Status(0)),
+        Some((word, rest)) if word == "convert" => return convert::run(rest).map(|()| End::Status(0)),
+        _ => {}
     }
     let demo = arguments.iter().all(|argument| argument == "view");
     let flags = match flags::parse(arguments)? {

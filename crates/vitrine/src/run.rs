@@ -21,6 +21,7 @@ use crate::flags::{Flags, UsageError};
 use crate::plan::Console;
 use crate::say::say;
 use crate::session::{End, Event, Session, To};
+use crate::timeline;
 
 /// Port of the debug console, as QEMU's `-debugcon` has it.
 const DEBUGCON: u16 = 0xe9;
@@ -43,13 +44,15 @@ pub fn run(flags: &Flags) -> Result<End> {
         return Err(UsageError("-busybox is for the demo: vitrine -demo -busybox FILE".to_owned()).into());
     }
     let mut trace = None;
+    let perfetto = flags.perfetto.as_ref().map(timeline::create).transpose()?;
+    let kernel = symbols(flags)?;
     let mut session = Session::new(|events| {
         let mut config = config(flags)?;
         config.serials = console.serial.iter().map(|to| serial(to, events)).collect::<Result<_>>()?;
         config.debugcon = flags.debugcon.as_ref().map(|to| debug_console(to, events)).transpose()?;
-        let kernel = symbols(flags)?;
         trace = flags.trace.as_ref().map(|spec| tracer(spec, config.cpus, &kernel)).transpose()?;
         config.lens = Arc::new(Lens::new(watcher(flags, &kernel)?, trace.clone()));
+        config.witness = perfetto.clone().map(|perfetto| perfetto as _);
         Ok(config)
     })?;
     if console.assumed {
@@ -74,9 +77,13 @@ pub fn run(flags: &Flags) -> Result<End> {
     if flags.stopped {
         session.hold();
     }
+    if let Some(perfetto) = &perfetto {
+        session.follow(perfetto, kernel)?;
+    }
     session.start()?;
     let end = session.wait();
-    Ok(trace.map_or(end, |trace| finish(&trace, end)))
+    let end = trace.map_or(end, |trace| finish(&trace, end));
+    Ok(perfetto.map_or(end, |perfetto| timeline::finish(&perfetto, end)))
 }
 
 /// What is asked for symbols, with the files that `-symbols` names.

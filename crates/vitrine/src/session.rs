@@ -8,12 +8,15 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use devices::Sink;
+use lens::Perfetto;
+use lens::symbols::Kernel;
 use machine::{Config, Handle, Machine, MachineError, Outcome};
 use view::{Action, Escape, Mode, Output, Terminal, terminal, web};
 
@@ -21,6 +24,7 @@ use crate::feed::Feed;
 use crate::flags::values::Page;
 use crate::keyboard::Keyboard;
 use crate::say::{line, say};
+use crate::timeline;
 
 /// How long a machine that is told to quit may take. A guest that is held up in writing to a full pipe never does.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -172,6 +176,14 @@ impl Session {
     pub fn serve_gdb(&mut self, address: &control::Address) -> Result<()> {
         self.servers.push(control::serve_gdb(address, self.handle.clone())?);
         Ok(())
+    }
+
+    /// Notes the machine's counters in a timeline.
+    ///
+    /// # Errors
+    /// When its thread cannot be started.
+    pub fn follow(&self, perfetto: &Arc<Perfetto>, kernel: Arc<Kernel>) -> Result<()> {
+        timeline::follow(perfetto, self.handle.clone(), kernel)
     }
 
     /// Serves the page in the browser, and says where.

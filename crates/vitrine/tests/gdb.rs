@@ -126,6 +126,31 @@ fn gdb_breaks_steps_and_watches() {
 }
 
 #[test]
+fn a_watch_that_stops_the_machine_stops_in_gdb() {
+    let (kernel, [_, _, write, _]) = counter();
+    let data = image::DATA;
+    let commands = [
+        format!("monitor watch w:{data:x}+4 if value == 1234 then stop"),
+        "continue".into(),
+        format!("printf \"counted %x, pc %lx\\n\", *(int*){data:#x}, $pc"),
+        "monitor info status".into(),
+        "monitor unwatch all".into(),
+        "stepi".into(),
+        "detach".into(),
+    ];
+    let Some(said) = debug("gdb and a watch", kernel.path(), &["-S"], &commands) else { return };
+    let parts = [
+        "received signal SIGTRAP".into(),
+        format!("counted 1234, pc {:x}\n", write + 7),
+        format!("{:#018x} in", write + 8),
+        "detached".into(),
+    ];
+    in_order(&said, &parts);
+    // On standard error, where gdb shows what it is given.
+    in_order(&said, &texts(&["watch 1 stops the machine\n", "VM status: paused (watch 1)\n"]));
+}
+
+#[test]
 fn gdb_sees_registers_threads_and_both_memories() {
     let (kernel, [_, round, ..]) = counter();
     let commands = texts(&[

@@ -121,6 +121,10 @@ fn wrong_command_lines() {
     for watch in ["non-sense", "q:1000", "r:", "r:*ff", "r:1000+", "r:1000+0", "r:11112222333344445", "gpa:"] {
         misused(&["-kernel", &kernel, "-watch", watch], &["-watch"]);
     }
+    misused(&["convert"], &["TRACE [FILE]"]);
+    misused(&["convert", "-trace-format", "nonsense", "t.parquet"], &["nonsense", "lackey"]);
+    misused(&["convert", "-nonsense", "t.parquet"], &["-nonsense"]);
+    refused(&["convert", "/nonexistent/t.parquet"], &["/nonexistent/t.parquet"]);
 }
 
 #[test]

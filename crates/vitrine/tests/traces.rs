@@ -2,7 +2,8 @@
 
 use guests::session::{Session, argument};
 use guests::watch::GuestView;
-use guests::{PATIENCE, find, initramfs, skipped};
+use guests::{PATIENCE, find, image, initramfs, skipped};
+use iced_x86::code_asm::{dword_ptr, ecx};
 use std::process::Command;
 
 const VITRINE: &str = env!("CARGO_BIN_EXE_vitrine");
@@ -15,6 +16,58 @@ print(duckdb.sql(f\"\"\"SELECT count(*) FROM '{folder}/t.cpu*.parquet' JOIN '{fo
     WHERE kind = 'read' AND size = 4 AND value = {value} AND address = {gva} AND p.gpa + address % 4096 = {gpa}
     AND p.gva + address % 4096 = address AND p.hva IS NOT NULL\"\"\").fetchall()[0][0])
 ";
+
+#[test]
+fn a_whole_trace_comes_in_other_formats() {
+    // A loop that stores, warm enough to be translated.
+    let kernel = image::protected_mode(|a| {
+        let mut again = a.create_label();
+        a.mov(ecx, 1000)?;
+        a.set_label(&mut again)?;
+        a.mov(dword_ptr(ecx * 4 + 0x20_0000), ecx)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        image::exit(a, 0)
+    });
+    let kernel = initramfs::file_of(&kernel);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("t.parquet");
+    let converted = |what: &str, format: &str| {
+        let trace = format!("{}{what}", file.display());
+        let run = [
+            "-kernel",
+            argument(kernel.path()),
+            "-display",
+            "none",
+            "-device",
+            "isa-debug-exit,iobase=0xf4,iosize=0x4",
+            "-trace",
+            &trace,
+        ];
+        let ended = Session::start(VITRINE, &run).end(PATIENCE);
+        assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+        let ended = Session::start(VITRINE, &["convert", "-trace-format", format, argument(&file)]).end(PATIENCE);
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+        ended.stdout
+    };
+    // In translated code they are records, with fetches they are not.
+    for (what, format, first, line) in [
+        ("", "lackey", "", " S 00200fa0,4"),
+        (",rwx", "drmemtrace-text", "ifetch", "write        4 byte(s) @ 0x0000000000200fa0"),
+    ] {
+        let text = converted(what, format);
+        assert!(text.contains(first) && text.contains(line), "{text}");
+        let stores = (1..=1000).filter(|n| text.contains(&format!("{:x}", 0x20_0000 + 4 * n))).count();
+        assert_eq!(stores, 1000, "{text}");
+    }
+    let whole = converted("", "csv");
+    let stores: Vec<_> = whole.lines().filter(|line| line.contains(",write,0x200")).collect();
+    assert_eq!(stores.len(), 1000);
+    for (n, line) in (1..=1000u64).rev().zip(&stores) {
+        let gva = 0x20_0000 + 4 * n;
+        assert!(line.contains(&format!(",{gva:#x},{gva:#x},")) && line.ends_with(&format!(",4,{n:#x},0x0")), "{line}");
+    }
+}
 
 #[test]
 fn a_traced_address_shows_what_the_guest_sees() {

@@ -149,3 +149,85 @@ fn a_symbol_that_there_is_not_is_said_to_be_missing() {
     assert!(ended.stderr.contains("rw:no_such_thing+8: the guest's kernel has no symbol no_such_thing"), "{ended:?}");
     assert!(Line::all(&ended.stderr).is_empty(), "{ended:?}");
 }
+
+/// A Linux guest at its shell, whose terminal leads to the monitor and back.
+struct Shell(Session);
+
+impl Shell {
+    /// What the monitor answers to `line`.
+    fn ask(&mut self, line: &str) -> String {
+        let before = self.0.stdout.text().len();
+        self.0.send(&format!("\x01c{line}\nprint 6*7\n\x01c"));
+        let answered = |text: &str| text.get(before..).is_some_and(|new| new.contains("0x2a\n"));
+        self.0.expect_that(line, PATIENCE, answered);
+        self.0.stdout.text()[before..].split("0x2a\n").next().unwrap_or_default().to_owned()
+    }
+
+    /// Has the guest do `command`.
+    fn run(&mut self, command: &str) {
+        let before = self.0.stdout.text().len();
+        // The line that is typed is not what it prints.
+        self.0.send(&format!("{command}; echo DO''NE\n"));
+        self.0.expect_that(command, PATIENCE, |text| text.get(before..).is_some_and(|new| new.contains("DONE")));
+    }
+}
+
+#[test]
+fn watches_change_while_linux_runs() {
+    let kernels: Vec<_> = find::debian_kernels().into_iter().chain(find::seed_kernel()).collect();
+    let Some(initrd) = initramfs::build(initramfs::INIT) else {
+        return skipped("watch", "no static busybox (package busybox-static)");
+    };
+    if kernels.is_empty() {
+        return skipped("watches that change", "no kernel at hand");
+    }
+    for kernel in kernels {
+        let mut arguments = vec!["-kernel", argument(&kernel), "-initrd", argument(initrd.path())];
+        arguments.extend(["-append", "console=ttyS0 interactive", "-nographic", "-m", "256M"]);
+        let mut shell = Shell(Session::start(VITRINE, &arguments));
+        shell.0.expect("GUEST-READY", PATIENCE);
+        shell.run("true");
+        assert!(shell.ask("info watch").contains("nothing is watched\n"));
+        // "cons", and what is not there.
+        let counted = shell.ask("watch r:*saved_command_line if value & ff == 63 and kernel then count");
+        assert!(counted.contains("1: r:*saved_command_line+1 if ") && counted.contains(" at ff"), "{counted}");
+        let wrong = shell.ask("watch r:*saved_command_line if value & ff != 63 or kernel");
+        assert!(wrong.contains("column 43: \"or\" is not understood here; and CONDITION"), "{wrong}");
+        shell.ask("watch r:*saved_command_line if value & ff != 63 then count");
+        shell.run("cat /proc/cmdline");
+        let listed = shell.ask("info watch");
+        let hits = |listed: &str| -> Vec<u64> {
+            let counts = listed.lines().filter_map(|line| line.split(" hits").next()?.rsplit(' ').next()?.parse().ok());
+            counts.collect()
+        };
+        let counts = hits(&listed);
+        assert!(counts.len() == 2 && counts[0] > 0 && counts[1] == 0, "{listed}");
+        assert!(Line::all(&shell.0.stderr.text()).is_empty(), "they are counted only: {}", shell.0.stderr.text());
+
+        // The next one stops the machine, and only that.
+        shell.ask("watch r:*saved_command_line count 1 then stop");
+        shell.0.send("cat /proc/cmdline; echo DO''NE\n");
+        let stops = "3 stops the machine: r:*saved_command_line+1 count 1 then stop\n";
+        assert!(shell.0.stderr.wait(PATIENCE, |text| text.contains(stops)), "{}", shell.0.stderr.text());
+        let status = shell.ask("info status");
+        assert!(status.contains("VM status: paused (watch 3)\n"), "{status}");
+        let line = Line::all(&shell.0.stderr.text()).pop().expect("a line");
+        // It stands behind the instruction.
+        let said = shell.ask("print $rip");
+        let rip = said.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("0x")?, 16).ok());
+        let rip = rip.unwrap_or_else(|| panic!("{said}"));
+        assert!((1..16).contains(&rip.wrapping_sub(line.rip)), "{rip:x} {line:x?}");
+        assert!(line.access.starts_with('r') && line.hva != 0, "{line:x?}");
+        shell.ask("cont");
+        shell.run("cat /proc/cmdline");
+        assert_eq!(Line::all(&shell.0.stderr.text()).len(), 1, "it is over: {}", shell.0.stderr.text());
+        assert!(hits(&shell.ask("info watch"))[0] > counts[0]);
+        shell.ask("unwatch all");
+        shell.run("cat /proc/cmdline");
+        assert!(shell.ask("info watch").contains("nothing is watched\n"));
+        shell.0.send("poweroff -f\n");
+        let ended = shell.0.end(PATIENCE);
+        ended.no_panic();
+        assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    }
+}

@@ -91,3 +91,33 @@ impl Exception {
         )
     }
 }
+
+/// What a vector is called (SDM vol. 3A, table 6-1): an exception, or an interrupt of the guest's choosing.
+#[must_use]
+pub fn vector_name(vector: u8) -> &'static str {
+    const NAMES: [&str; 22] = [
+        "#DE divide error",
+        "#DB debug",
+        "NMI",
+        "#BP breakpoint",
+        "#OF overflow",
+        "#BR bound range",
+        "#UD invalid opcode",
+        "#NM no device",
+        "#DF double fault",
+        "coprocessor overrun",
+        "#TS invalid TSS",
+        "#NP segment not present",
+        "#SS stack fault",
+        "#GP general protection",
+        "#PF page fault",
+        "reserved",
+        "#MF x87 error",
+        "#AC alignment check",
+        "#MC machine check",
+        "#XM SIMD error",
+        "#VE virtualization",
+        "#CP control protection",
+    ];
+    NAMES.get(usize::from(vector)).copied().unwrap_or(if vector < 32 { "reserved" } else { "interrupt" })
+}

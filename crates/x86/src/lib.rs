@@ -9,7 +9,7 @@ pub mod paging;
 pub mod registers;
 pub mod segment;
 
-pub use exception::{Exception, Vector};
+pub use exception::{Exception, Vector, vector_name};
 pub use paging::{PageFaultCode, Pte};
 pub use registers::{Cr0, Cr4, Efer, Rflags, Xcr0};
 pub use segment::{Attributes, Descriptor, Segment, Selector, TableRegister};

@@ -2,6 +2,9 @@
 
 use bitfield_struct::bitfield;
 
+/// Where in CR3 and in a 64-bit entry the physical address is.
+pub const TABLE_ADDRESS: u64 = 0x000f_ffff_ffff_f000;
+
 /// A page-table entry of any level, in the 64-bit format of PAE, 4-level and 5-level paging.
 ///
 /// 32-bit entries have the same low twelve bits.

@@ -9,6 +9,8 @@ use crate::Cpu;
 use crate::debug::{DR6_BD, DR6_ONES, DR7_ONES};
 use crate::state::CS;
 use iced_x86::{Code, Instruction, OpKind, Register};
+use memory::Gpa;
+use x86::paging::TABLE_ADDRESS;
 use x86::{Cr0, Cr4, Exception, Vector};
 
 /// The defined bits of CR0; others are ignored in the low half.
@@ -76,6 +78,9 @@ impl Cpu {
         }
         self.mmu.load_cr3(value, keep).map_err(|()| Exception::GP0)?;
         self.cr3 = value;
+        if let Some(witness) = self.mmu.map().witness().get() {
+            witness.switched(self.id, Gpa(value & TABLE_ADDRESS));
+        }
         Ok(())
     }
 

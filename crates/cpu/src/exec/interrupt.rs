@@ -9,6 +9,8 @@ use crate::Cpu;
 use crate::debug::{DR6_BD, DR7_GD};
 use crate::state::{CS, DS, ES, FS, GS, RIP, RSP, SS};
 use iced_x86::{Instruction, Mnemonic};
+use memory::Gva;
+use memory::witness::Delivery;
 use x86::{Descriptor, Exception, Rflags, Segment, Selector, Vector};
 
 /// A fault that could not be delivered, nor the double fault that it became: the processor shuts down.
@@ -128,6 +130,16 @@ impl Cpu {
         self.log_event(&event);
         if let Some(count) = self.delivered.get_mut(usize::from(event.vector)) {
             *count += 1;
+        }
+        if let Some(witness) = self.mmu.map().witness().get() {
+            witness.delivered(&Delivery {
+                cpu: self.id,
+                vector: event.vector,
+                code: event.code,
+                rip: Gva(event.rip),
+                cpl: self.cpl,
+                address: (event.vector == Vector::PageFault as u8).then_some(Gva(self.cr2)),
+            });
         }
         if !self.cr0.protection() {
             self.deliver_real(&event)

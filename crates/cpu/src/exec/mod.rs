@@ -118,12 +118,12 @@ pub fn register_name(i: &Instruction, n: u32) -> u8 {
     }
 }
 
-/// An operation whose first two operands are registers, memory or an immediate, and which stores to no other memory
-/// than its first operand.
+/// An operation whose first two operands are registers, memory or an immediate, and which accesses no other
+/// memory than these.
 #[must_use]
 pub fn operands(exec: Exec, i: &Instruction) -> Op {
     let mut op = Op::new(exec, i);
-    op.stores = i.op0_kind() == OpKind::Memory;
+    op.accesses = [0, 1].iter().any(|n| *n < i.op_count() && i.op_kind(*n) == OpKind::Memory);
     if i.op0_kind() == OpKind::Register {
         op.dst = register_name(i, 0);
     }

@@ -91,6 +91,14 @@ impl Table {
         Some(Named { name, offset: address.0 - found })
     }
 
+    /// The first and the last address of what a symbol names: up to the next symbol.
+    #[must_use]
+    pub fn extent(&self, name: &str) -> Option<(Gva, Gva)> {
+        let first = self.find(name)?;
+        let behind = self.symbols.partition_point(|symbol| symbol.address <= first.0);
+        Some((first, Gva(self.symbols.get(behind).map_or(first.0, |next| next.address - 1))))
+    }
+
     /// The lowest address of a symbol. It looks through all of them.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<Gva> {
@@ -115,6 +123,8 @@ mod tests {
         }
         assert_eq!(table.find("startup_64"), Some(Gva(0x100)));
         assert_eq!(table.find("start"), None);
+        assert_eq!(table.extent("startup_64"), Some((Gva(0x100), Gva(0x13f))));
+        assert_eq!((table.extent("_end"), table.extent("start")), (Some((Gva(0x300), Gva(0x300))), None));
         assert!(Table::default().at(Gva(0)).is_none() && Table::default().is_empty());
     }
 }

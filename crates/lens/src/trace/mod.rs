@@ -14,13 +14,15 @@
 //! accessed), and a file of a process that was killed, which lacks its footer.
 
 mod encode;
+pub mod export;
 mod feed;
 mod lot;
+pub mod read;
 mod rows;
 mod spec;
 mod table;
 
-use crate::filter::{Filter, WatchesFull};
+use crate::filter::{Filter, WatchRefused};
 use crate::symbols::Kernel;
 use crate::watch::Kinds;
 use feed::{Expand, Feed};
@@ -70,9 +72,9 @@ pub enum TraceError {
         /// The host's answer.
         source: io::Error,
     },
-    /// It has too many filters.
-    #[error("the trace has too many filters: {0}")]
-    Filters(#[source] WatchesFull),
+    /// A filter cannot be.
+    #[error("a filter of the trace cannot be: {0}")]
+    Filters(#[source] WatchRefused),
     /// The thread that writes a file cannot be started.
     #[error("a thread for the trace cannot be started")]
     Thread(#[source] io::Error),
@@ -272,7 +274,7 @@ impl Observer for Trace {
     }
 
     fn access(&self, access: &Access) {
-        if self.filter.sift(access, |_| {})
+        if self.filter.sift(access, |_, _| {})
             && let Some(mut feed) = self.stream(access.origin.cpu)
         {
             feed.lot.one(self.moment(1), access);

@@ -42,7 +42,20 @@ impl Optional {
 }
 
 /// What the kinds of access are called, in the order of [`number`].
-const KINDS: [&str; 7] = ["read", "write", "fetch", "walk_read", "walk_write", "descriptor_read", "descriptor_write"];
+pub(super) const KINDS: [&str; 7] =
+    ["read", "write", "fetch", "walk_read", "walk_write", "descriptor_read", "descriptor_write"];
+
+/// The kind of this number in [`KINDS`].
+pub(super) fn kind_of(number: u64) -> Option<AccessKind> {
+    use AccessKind::*;
+    let all = [Read, Write, Fetch, WalkRead, WalkWrite, DescriptorRead, DescriptorWrite];
+    all.into_iter().find(|kind| u64::from(self::number(*kind)) == number)
+}
+
+/// What a kind of access is called.
+pub(super) fn name(kind: AccessKind) -> &'static str {
+    KINDS.get(usize::from(number(kind))).copied().unwrap_or_default()
+}
 
 fn number(kind: AccessKind) -> u8 {
     match kind {

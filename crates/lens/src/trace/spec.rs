@@ -1,13 +1,9 @@
 //! What `-trace` is given: `FILE[,FILTER…][,wait|drop]`.
 
 use super::Full;
-use crate::watch::{Kinds, Start, Watch};
-use memory::Gpa;
+use crate::watch::{Kinds, Watch};
 use std::path::PathBuf;
 use std::str::FromStr;
-
-/// All guest physical addresses.
-const ALL: u64 = 1 << 52;
 
 /// What is to be traced, and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,30 +47,17 @@ impl FromStr for Spec {
                 "wait" => full = Full::Wait,
                 "drop" => full = Full::Drop,
                 _ => {
-                    let filter = filter(part).map_err(|inner| error(column + inner.column, &inner.what))?;
+                    let filter = Watch::filter(part).map_err(|inner| error(column + inner.column, &inner.what))?;
                     filters.push(filter);
                 }
             }
             column += part.chars().count() + 1;
         }
         if filters.is_empty() {
-            filters.push(everywhere(Kinds { read: true, write: true, fetch: false }));
+            filters.push(Watch::everywhere(Kinds { read: true, write: true, fetch: false }));
         }
         Ok(Self { file: file.into(), filters, full })
     }
-}
-
-fn filter(text: &str) -> Result<Watch, crate::WatchError> {
-    let count = |letter: char| text.chars().filter(|c| *c == letter).count();
-    let (read, write, fetch) = (count('r'), count('w'), count('x'));
-    if text.is_empty() || read + write + fetch != text.chars().count() || read.max(write).max(fetch) > 1 {
-        return text.parse();
-    }
-    Ok(everywhere(Kinds { read: read == 1, write: write == 1, fetch: fetch == 1 }))
-}
-
-fn everywhere(kinds: Kinds) -> Watch {
-    Watch { kinds, start: Start::Physical(Gpa(0)), len: ALL }
 }
 
 #[cfg(test)]
@@ -84,11 +67,11 @@ mod tests {
     #[test]
     fn file_filters_and_what_to_do_when_full() {
         let spec: Spec = "a/b.parquet".parse().unwrap();
-        let all = everywhere(Kinds { read: true, write: true, fetch: false });
+        let all = Watch::everywhere(Kinds { read: true, write: true, fetch: false });
         assert_eq!(spec, Spec { file: "a/b.parquet".into(), filters: vec![all], full: Full::Wait });
         let spec: Spec = "b,xw,r:ffff888007edec80+4,drop,gpa:1000,*rr+8".parse().unwrap();
         let filters = ["r:ffff888007edec80+4", "gpa:1000", "rw:*rr+8"].map(|text| text.parse().unwrap());
-        assert_eq!(spec.filters[0], everywhere(Kinds { read: false, write: true, fetch: true }));
+        assert_eq!(spec.filters[0], Watch::everywhere(Kinds { read: false, write: true, fetch: true }));
         assert_eq!((&spec.filters[1..], spec.full), (&filters[..], Full::Drop));
     }
 

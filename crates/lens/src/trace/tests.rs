@@ -87,6 +87,41 @@ fn accesses_come_back_with_their_pages() {
 }
 
 #[test]
+fn a_trace_is_read_back_as_it_was_made() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let trace = Trace::create(&spec(&folder, ""), 2, Arc::default(), |error| panic!("{error}")).expect("a trace");
+    let mut made = Vec::new();
+    for n in 0..1000u64 {
+        let kind =
+            [AccessKind::Read, AccessKind::Write, AccessKind::WalkRead, AccessKind::DescriptorWrite][n as usize % 4];
+        let gva = (kind != AccessKind::WalkRead).then_some((n % 9) << 12 | 0xff0);
+        let mut access = access(kind, gva, (n % 5) << 12 | 0xff0, if n % 3 == 0 { 16 } else { 4 }, n.into());
+        access.origin.cpu = u32::from(n % 7 == 0);
+        trace.access(&access);
+        made.push(access);
+    }
+    trace.finish().expect("a disk");
+    let file = folder.path().join("t.parquet");
+    let read: Vec<_> = read::Reader::open(&file).expect("a trace").map(|row| row.expect("a row")).collect();
+    assert_eq!(read.len(), made.len());
+    for ((seq, row), access) in (0..).zip(&read).zip(&made) {
+        let Access { kind, origin, cr3, gva, gpa, hva, size, value, old } = *access;
+        assert_eq!((row.seq, row.instructions, row.cpu, row.cpl), (seq, origin.instructions, origin.cpu, origin.cpl));
+        assert_eq!((row.cr3, row.rip, row.kind, row.size), (cr3, origin.rip, kind, size));
+        assert_eq!((row.gva, row.gpa, row.hva, row.value, row.old), (gva, gpa, hva, value, old));
+    }
+    let Err(error) = read::Reader::open(&folder.path().join("u.parquet")) else { panic!("there is none") };
+    assert!(error.to_string().contains("u.cpu0.parquet"), "{error}");
+    std::fs::copy(folder.path().join("t.pages.parquet"), folder.path().join("v.cpu0.parquet")).expect("a copy");
+    std::fs::copy(folder.path().join("t.pages.parquet"), folder.path().join("v.pages.parquet")).expect("a copy");
+    let mut wrong = read::Reader::open(&folder.path().join("v.parquet")).expect("files");
+    let error = wrong.next().expect("an error").expect_err("pages are no accesses");
+    assert!(error.to_string().contains("no column \"time\""), "{error}");
+    std::fs::write(folder.path().join("v.cpu0.parquet"), "PAR1 is not enough").expect("a file");
+    assert!(read::Reader::open(&folder.path().join("v.parquet")).is_err());
+}
+
+#[test]
 fn groups_are_sorted_and_their_pages_are_known_once() {
     let folder = tempfile::tempdir().expect("a folder");
     let trace = Trace::create(&spec(&folder, ",r"), 1, Arc::default(), |error| panic!("{error}")).expect("a trace");

@@ -10,12 +10,10 @@ use crate::walk::{Tables, Want};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
 use std::sync::atomic::Ordering;
 use x86::PAGE_SIZE;
+use x86::paging::TABLE_ADDRESS;
 
 /// The most bytes that one access reports at once.
 const REPORTED: usize = 16;
-
-/// The address in CR3.
-const ROOT: u64 = 0x000f_ffff_ffff_f000;
 
 /// A translated access within one page.
 #[derive(Clone, Copy)]
@@ -164,7 +162,7 @@ impl Mmu {
     /// Notes that a page is touched, if that is wanted. The kinds of access that its entry is to let pass.
     fn touch(&mut self, space: Space, full: &Full, want: Want) -> Interest {
         let Some(touched) = &mut self.touched else { return Interest::ALL };
-        let root = Gpa(self.paging.registers().cr3 & ROOT);
+        let root = Gpa(self.paging.registers().cr3 & TABLE_ADDRESS);
         touched.note(Seen { root, page: full.gpa }, Interest::only(want), PAGES_MAX);
         self.tlb.touched(space, full.gva, full.gpa).or(Interest::only(want))
     }

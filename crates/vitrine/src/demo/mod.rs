@@ -112,6 +112,7 @@ fn refuse(flags: &Flags) -> Result<(), UsageError> {
         (flags.watch_format.is_some(), "-watch-format"),
         (flags.watch_log.is_some(), "-watch-log"),
         (flags.trace.is_some(), "-trace"),
+        (flags.perfetto.is_some(), "-perfetto"),
         (flags.no_shutdown, "-no-shutdown"),
     ];
     match unused.iter().find(|(given, _)| *given) {
@@ -124,7 +125,7 @@ fn refuse(flags: &Flags) -> Result<(), UsageError> {
 
 fn watch() -> Watch {
     let kinds = Kinds { read: true, ..Kinds::default() };
-    Watch { kinds, start: Start::Virtual(Gva(guest::PAGE)), len: 4 }
+    Watch::new(kinds, Start::Virtual(Gva(guest::PAGE)), 4)
 }
 
 /// Packs the initramfs and gives its path.

@@ -21,7 +21,7 @@ use lens::symbols::Source;
 use lens::trace::Spec;
 use lens::{Format, Watch};
 use machine::Accel;
-use values::{Board, DebugConsole, Device, LogItems, Monitor, Nothing, Page, Serial};
+use values::{Board, DebugConsole, Device, LogItems, Monitor, Nothing, Page, Serial, Timeline};
 
 /// A command line that has been understood.
 #[derive(Debug)]
@@ -124,6 +124,10 @@ pub struct Flags {
     /// write accesses as Parquet: FILE[,WHAT][,drop], WHAT as for -watch or rwx alone (all reads and writes by default)
     #[arg(long, value_name = "FILE", value_parser = values::trace)]
     pub trace: Option<Spec>,
+
+    /// write exceptions, interrupts, devices, page tables and counters over time for ui.perfetto.dev: FILE[,size=SIZE]
+    #[arg(long, value_name = "FILE[,size=SIZE]", value_parser = values::timeline)]
+    pub perfetto: Option<Timeline>,
 
     /// log these items, separated by commas ('-d help' lists them)
     #[arg(long = "d", value_name = "ITEMS", value_parser = values::log_items)]

@@ -251,3 +251,25 @@ fn version_and_lists() {
     // A word of the guest's, not a question.
     assert_eq!(flags(&["-append", "help"]).append.as_deref(), Some("help"));
 }
+
+#[test]
+fn the_page_has_an_address() {
+    let page = |host: &str, port| Some(Page { host: host.to_owned(), port });
+    assert_eq!(flags(&[]).view, None);
+    assert_eq!(flags(&["-view", ":80"]).view, page("127.0.0.1", Some(80)));
+    assert_eq!(flags(&["-view", "0.0.0.0:0"]).view, page("0.0.0.0", Some(0)));
+    assert_eq!(flags(&["-view", "[::1]:8086"]).view, page("::1", Some(8086)));
+    assert_eq!(flags(&["view", "-nographic"]).view, page("127.0.0.1", None));
+    assert_eq!(flags(&["view", "-view", "desk:9"]).view, page("desk", Some(9)), "the flag says where");
+    assert_eq!(flags(&["-append", "view"]).view, None);
+    assert!(parse(arguments(&["-nographic", "view"])).is_err(), "the word comes first");
+}
+
+#[test]
+fn a_timeline_has_a_file_and_a_limit() {
+    let limits = [("t", 512 << 20), ("t,size=2G", 2 << 30), ("t,size=64k", 64 << 10)];
+    for (value, limit) in limits {
+        assert_eq!(flags(&["-perfetto", value]).perfetto, Some(Timeline { file: "t".into(), limit }), "{value}");
+    }
+    assert_eq!(flags(&["-perfetto", "a,b"]).perfetto.map(|timeline| timeline.file), Some("a,b".into()));
+}

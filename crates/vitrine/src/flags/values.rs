@@ -9,6 +9,8 @@ use lens::{Watch, WatchError};
 use machine::{Accel, BoardKind, DebugExitPorts};
 
 const MIB: u64 = 1 << 20;
+/// How large a timeline may be unless told otherwise, in bytes.
+const TIMELINE_LIMIT: u64 = 512 << 20;
 /// Where servers are unless told otherwise.
 const LOOPBACK: &str = "127.0.0.1";
 
@@ -182,6 +184,27 @@ pub fn watch(text: &str) -> Result<Watch, String> {
 /// `FILE[,WHAT…][,wait|drop]`.
 pub fn trace(text: &str) -> Result<Spec, String> {
     text.parse().map_err(|error: SpecError| format!("{} (column {})", error.what, error.column + 1))
+}
+
+/// What `-perfetto` is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeline {
+    /// The file.
+    pub file: PathBuf,
+    /// The most bytes that it may have.
+    pub limit: u64,
+}
+
+/// `FILE[,size=SIZE]`.
+pub fn timeline(text: &str) -> Result<Timeline, String> {
+    let (file, limit) = match text.split_once(",size=") {
+        None => (text, TIMELINE_LIMIT),
+        Some((file, text)) => (file, size(text).ok_or_else(|| format!("'{text}' is no size: 512M would be one"))?),
+    };
+    if file.is_empty() {
+        return Err("the name of a file is to come first, as in boot.pftrace".to_owned());
+    }
+    Ok(Timeline { file: file.into(), limit })
 }
 
 /// `1`, or QEMU's topology as long as it comes to one.
