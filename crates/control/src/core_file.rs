@@ -20,6 +20,8 @@ use x86::Segment;
 
 /// Segments that a core file may have: program headers are counted in 16 bits, and one is for the notes.
 const SEGMENTS_MAX: usize = 0xfff0;
+/// The name of Vitrine's own note: see [`more_registers`].
+pub(crate) const MORE: &str = "VITRINE";
 /// Bytes of the ELF header, and of a program header.
 const HEADER: u64 = 64;
 const PROGRAM_HEADER: u64 = 56;
@@ -166,7 +168,7 @@ fn program_header(kind: u32, flags: u32, offset: u64, vaddr: u64, gpa: u64, len:
 fn notes(vcpus: &[Snapshot]) -> Vec<u8> {
     let status = vcpus.iter().flat_map(|vcpu| note("CORE", 1, &process_status(&vcpu.registers)));
     let system = vcpus.iter().flat_map(|vcpu| note("QEMU", 0, &system_registers(vcpu)));
-    let more = vcpus.iter().flat_map(|vcpu| note("VITRINE", 0, &more_registers(vcpu)));
+    let more = vcpus.iter().flat_map(|vcpu| note(MORE, 0, &more_registers(vcpu)));
     status.chain(system).chain(more).collect()
 }
 
@@ -229,11 +231,10 @@ fn process_status(registers: &Registers) -> Vec<u8> {
     bytes
 }
 
-/// What that leaves out of how addresses are translated, and where the kernel is: EFER, LSTAR, PKRU and PKRS.
+/// What that leaves out of how addresses are translated: EFER, PKRU and PKRS.
 fn more_registers(vcpu: &Snapshot) -> Vec<u8> {
     let registers = vcpu.space.paging().registers();
-    let entry = vcpu.entry.map_or(0, |(entry, _)| entry.0);
-    let words = [vcpu.registers.efer, entry, registers.pkru.into(), registers.pkrs.into()];
+    let words = [vcpu.registers.efer, registers.pkru.into(), registers.pkrs.into()];
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 

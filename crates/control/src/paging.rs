@@ -8,7 +8,7 @@ use memory::map::{Region, RegionKind};
 use memory::pagemap::HostPage;
 use memory::walk::Mode;
 use memory::walk::spans::{Alike, Span, Spans};
-use memory::{Gpa, Gva, Hva};
+use memory::{Gpa, Gva, Hva, Pagemap, PhysicalMap};
 use x86::Pte;
 
 /// Lines that are shown at once.
@@ -135,15 +135,15 @@ pub(crate) fn gva2gpa(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> O
 }
 
 /// The region that holds `gpa`.
-pub(crate) fn region_of(monitor: &Monitor, gpa: Gpa) -> Option<Region> {
-    monitor.handle.map().regions().into_iter().find(|region| region.range.contains(&gpa))
+pub(crate) fn region_of(map: &PhysicalMap, gpa: Gpa) -> Option<Region> {
+    map.regions().into_iter().find(|region| region.range.contains(&gpa))
 }
 
 /// The host address of memory, and its region's name.
 fn hva(monitor: &Monitor, arguments: &mut Arguments<'_>) -> Result<(Gpa, Hva, String), MonitorError> {
     let gpa = Gpa(arguments.expression()?);
     arguments.end()?;
-    let Some(region) = region_of(monitor, gpa) else {
+    let Some(region) = region_of(monitor.handle.map(), gpa) else {
         return Err(MonitorError::Other(format!("No memory is mapped at address {gpa:#x}")));
     };
     match monitor.handle.map().hva_of(gpa) {
@@ -161,15 +161,15 @@ pub(crate) fn gpa2hva(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> O
 /// `gpa2hpa`.
 pub(crate) fn gpa2hpa(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let (gpa, hva, name) = hva(monitor, arguments)?;
-    match hpa(monitor, hva) {
+    match hpa(monitor.pagemap.as_deref(), hva) {
         Ok(hpa) => Ok(format!("Host physical address for {gpa:#x} ({name}) is {hpa}\n")),
         Err(why) => Err(MonitorError::Other(why)),
     }
 }
 
 /// The host physical address as a text, or why there is none.
-pub(crate) fn hpa(monitor: &Monitor, hva: Hva) -> Result<String, String> {
-    let Some(pagemap) = &monitor.pagemap else {
+pub(crate) fn hpa(pagemap: Option<&Pagemap>, hva: Hva) -> Result<String, String> {
+    let Some(pagemap) = pagemap else {
         return Err("unknown: the host has no /proc/self/pagemap".to_owned());
     };
     match pagemap.page(hva) {

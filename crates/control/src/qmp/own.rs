@@ -83,9 +83,9 @@ pub(super) fn translate(session: &mut Session, arguments: &Arguments) -> Answer 
         Ok(json!({
             "gva": hex(gva),
             "gpa": gpa.map(|gpa| hex(gpa.0)),
-            "region": gpa.and_then(|gpa| region_of(monitor, gpa)).map(|region| region.name),
+            "region": gpa.and_then(|gpa| region_of(monitor.handle.map(), gpa)).map(|region| region.name),
             "hva": hva.map(|hva| hex(hva.0)),
-            "hpa": hva.map(|hva| hpa(monitor, hva).unwrap_or_else(|why| why)),
+            "hpa": hva.map(|hva| hpa(monitor.pagemap.as_deref(), hva).unwrap_or_else(|why| why)),
         }))
     })
 }
