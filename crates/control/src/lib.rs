@@ -23,6 +23,7 @@ mod qmp;
 mod registers;
 mod snapshot;
 mod touched;
+mod tracing;
 mod watching;
 
 pub use ask::ask;
