@@ -2,7 +2,7 @@
 
 use crate::arguments::Arguments;
 use crate::monitor::{Monitor, MonitorError, Outcome};
-use crate::{core_file, dump, explain, info, paging, watching};
+use crate::{core_file, dump, explain, info, paging, tracing, watching};
 use machine::RunState;
 use std::fmt::Write;
 
@@ -106,6 +106,7 @@ const COMMANDS: &[Command] = &[
         help: "turn the watch 'id', or all of them, off until enable",
         run: watching::disable,
     },
+    Command { names: &["trace"], arguments: "on|off", help: "turn the trace of -trace on or off", run: tracing::trace },
     Command { names: &["cpu"], arguments: "index", help: "set the default CPU", run: cpu },
     Command { names: &["stop", "s"], arguments: "", help: "stop emulation", run: stop },
     Command { names: &["cont", "c"], arguments: "", help: "resume emulation", run: cont },

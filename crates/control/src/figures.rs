@@ -8,11 +8,14 @@ use crate::info;
 use crate::look::Watched;
 use crate::monitor::{Monitor, MonitorError};
 use crate::registers::Snapshot;
+use lens::symbols::{Process, by_cr3};
 use machine::{Bus, VcpuStats};
-use memory::Gva;
 use memory::walk::Mode;
+use memory::{Gpa, Gva};
 use serde::{Deserialize, Serialize};
 
+/// Processes that are listed.
+const PROCESSES: usize = 256;
 /// Address spaces of a working set.
 const SPACES: usize = 8;
 
@@ -33,6 +36,8 @@ pub struct Figures {
     pub watched: Watched,
     /// The pages touched since the mark, if one is set.
     pub working_set: Option<WorkingSet>,
+    /// Processes that have page tables, where they can be listed: names, and the roots of their tables.
+    pub processes: Vec<(String, String)>,
 }
 
 /// The pages touched since a mark.
@@ -42,8 +47,19 @@ pub struct WorkingSet {
     pub since: u64,
     /// Each page once, whoever touched it.
     pub total: Pages,
-    /// The largest address spaces, by the root of their page tables.
-    pub spaces: Vec<(String, Pages)>,
+    /// The largest address spaces.
+    pub spaces: Vec<Space>,
+}
+
+/// An address space's part of a working set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Space {
+    /// The root of its page tables.
+    pub root: String,
+    /// Whose it is, where the guest's processes can be listed.
+    pub process: Option<String>,
+    /// What was touched in it.
+    pub pages: Pages,
 }
 
 /// How many pages were touched, and how.
@@ -79,6 +95,8 @@ pub struct Vcpu {
     pub halted: bool,
     /// CR3.
     pub cr3: String,
+    /// The process whose that is.
+    pub process: Option<String>,
     /// How it translates addresses.
     pub paging: String,
     /// The TLB's slow path.
@@ -154,9 +172,14 @@ impl Monitor {
     /// A vCPU cannot be looked at.
     pub fn figures(&mut self) -> Result<Figures, MonitorError> {
         let look = |vcpu: &mut machine::Vcpu| (Snapshot::take(vcpu), vcpu.stats(), vcpu.cpu.stop_at.is_some());
+        let mut processes = Vec::new();
         let vcpus = (0..self.handle.vcpus()).map(|index| {
             let (snapshot, stats, counts) = self.handle.inspect(index, look)?;
-            Ok(self.vcpu(&snapshot, &stats, counts))
+            // One kernel runs on all of them.
+            if index == 0 {
+                processes = self.processes(&snapshot).unwrap_or_default();
+            }
+            Ok(self.vcpu(&snapshot, &stats, counts, &processes))
         });
         let vcpus = vcpus.collect::<Result<_, MonitorError>>()?;
         let device = |device: machine::DeviceCount| Device {
@@ -172,25 +195,26 @@ impl Monitor {
             vcpus,
             devices: self.handle.device_counts().into_iter().map(device).collect(),
             watched: self.watched(),
-            working_set: self.working_set()?,
+            working_set: self.working_set(&processes)?,
+            processes: listed(&processes),
         })
     }
 
-    fn working_set(&self) -> Result<Option<WorkingSet>, MonitorError> {
+    fn working_set(&self, processes: &[Process]) -> Result<Option<WorkingSet>, MonitorError> {
+        let space = |root: Gpa, pages: lens::touched::Pages| Space {
+            root: format!("{root:016x}"),
+            process: process_of(processes, root.0),
+            pages: pages.into(),
+        };
         let shown = |set: lens::touched::WorkingSet| WorkingSet {
             since: set.since,
             total: set.total.into(),
-            spaces: set
-                .spaces
-                .iter()
-                .take(SPACES)
-                .map(|(root, pages)| (format!("{root:016x}"), (*pages).into()))
-                .collect(),
+            spaces: set.spaces.iter().take(SPACES).map(|(root, pages)| space(*root, *pages)).collect(),
         };
         Ok(self.handle.working_set()?.map(shown))
     }
 
-    fn vcpu(&self, snapshot: &Snapshot, stats: &VcpuStats, counts: bool) -> Vcpu {
+    fn vcpu(&self, snapshot: &Snapshot, stats: &VcpuStats, counts: bool, processes: &[Process]) -> Vcpu {
         let memory::tlb::Stats {
             hits,
             victim_hits,
@@ -212,6 +236,7 @@ impl Monitor {
             cpl: registers.cpl,
             halted: registers.halted,
             cr3: format!("{:016x}", registers.cr[2]),
+            process: process_of(processes, registers.cr[2]),
             paging: paging(snapshot.space.paging().mode()).to_owned(),
             tlb: Tlb {
                 hits,
@@ -238,6 +263,20 @@ impl Monitor {
             registers: snapshot.listed(),
         }
     }
+}
+
+/// Whose page tables CR3 with this value names.
+pub(crate) fn process_of(processes: &[Process], cr3: u64) -> Option<String> {
+    by_cr3(processes, cr3).map(named)
+}
+
+fn named(process: &Process) -> String {
+    format!("{} ({})", process.name, process.pid)
+}
+
+fn listed(processes: &[Process]) -> Vec<(String, String)> {
+    let with_tables = processes.iter().filter_map(|process| Some((named(process), format!("{:016x}", process.table?))));
+    with_tables.take(PROCESSES).collect()
 }
 
 /// What a paging mode is called.

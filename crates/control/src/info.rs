@@ -4,7 +4,7 @@ use crate::arguments::Arguments;
 use crate::command::{Command, lines};
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::registers::Snapshot;
-use crate::{paging, touched, watching};
+use crate::{paging, touched, tracing, watching};
 use cpu::debugger::Stop;
 use lens::symbols::{Process, by_cr3};
 use machine::{Chip, RunState, Vcpu};
@@ -65,6 +65,12 @@ pub(crate) const COMMANDS: &[Command] = &[
         arguments: "[mark|off]",
         help: "show which pages were touched since 'mark', by address space ('off': note none any more)",
         run: touched::working_set,
+    },
+    Command {
+        names: &["trace"],
+        arguments: "",
+        help: "show whether the trace is on, and how much it has",
+        run: tracing::info,
     },
     Command { names: &["version"], arguments: "", help: "show the version of Vitrine", run: version },
     Command {

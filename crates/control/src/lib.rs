@@ -21,6 +21,7 @@ mod paging;
 mod qmp;
 mod registers;
 mod touched;
+mod tracing;
 mod watching;
 
 pub use client::{Address, Server, SocketError};

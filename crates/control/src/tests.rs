@@ -12,6 +12,7 @@ use tempfile::NamedTempFile;
 
 mod look;
 mod sockets;
+mod tracing;
 mod watches;
 
 const VALUE: u64 = 0x1122_3344_5566_7788;

@@ -309,6 +309,11 @@ impl Filter {
         })
     }
 
+    /// Looks again where everything is.
+    pub fn look_anew(&self) {
+        self.change(|_| ());
+    }
+
     /// Has the vCPU that asks next whether interest has changed end what it is at.
     pub fn interrupt(&self) {
         self.changed.store(true, Ordering::Release);
@@ -358,7 +363,7 @@ impl Filter {
         let moved = access.kind == AccessKind::Write && state.has_pointer(access.gpa, access.size.into());
         drop(state);
         if moved || spent {
-            self.change(|_| ());
+            self.look_anew();
         }
         wanted
     }

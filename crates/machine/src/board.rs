@@ -24,6 +24,7 @@
 
 use crate::config::{Config, MachineError, Serial};
 use crate::control::Control;
+use crate::trace_port::TracePort;
 use crate::wiring::share;
 use crate::{BoardKind, Chip, MachineClock, firmware};
 use boot::{BoardInfo, Com};
@@ -160,6 +161,10 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
     build.fw_cfg(config.memory, config.cpus, config.fw_cfg)?;
     if let Some(console) = config.debugcon {
         build.ports.add(console.iobase, 1, 1, Arc::new(DebugCon::new(console.sink)))?;
+    }
+    if let Some(port) = config.trace_port {
+        let device = TracePort { lens: config.lens.clone(), control: control.clone() };
+        build.ports.add(port, 1, 4, Arc::new(device))?;
     }
     if let Some(exit) = config.isa_debug_exit {
         build.ports.add(exit.iobase, exit.iosize, 4, Arc::new(DebugExit::new(power)))?;

@@ -118,6 +118,8 @@ pub struct Config {
     pub no_shutdown: bool,
     /// Sees accesses to memory that it is interested in.
     pub lens: Arc<Lens>,
+    /// The port by which the guest turns the trace on and off, if there is one.
+    pub trace_port: Option<u16>,
     /// Is told what happens beside accesses to memory.
     pub witness: Option<Arc<dyn Witness>>,
     /// Files for fw_cfg, by name.
@@ -146,6 +148,7 @@ impl Config {
             no_reboot: false,
             no_shutdown: false,
             lens: Arc::default(),
+            trace_port: None,
             witness: None,
             fw_cfg: Vec::new(),
         }

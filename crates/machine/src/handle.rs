@@ -251,6 +251,17 @@ impl Handle {
         Ok(known)
     }
 
+    /// Turns the trace on or off; false: there is none, or it is over.
+    ///
+    /// # Errors
+    /// As [`Handle::unwatch`].
+    pub fn trace(&self, on: bool) -> Result<bool, InspectError> {
+        let Some(trace) = self.lens().trace().filter(|trace| !trace.state().over) else { return Ok(false) };
+        trace.turn(on);
+        self.look_anew()?;
+        Ok(true)
+    }
+
     /// What looks at memory accesses. To change what is watched, use [`Handle::watch`] and the like.
     #[must_use]
     pub fn lens(&self) -> &Arc<Lens> {

@@ -13,6 +13,7 @@ mod firmware;
 mod handle;
 mod registers;
 mod touched;
+mod trace_port;
 mod vcpu;
 mod wiring;
 

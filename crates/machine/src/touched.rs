@@ -9,7 +9,7 @@ use lens::touched::{Round, WorkingSet};
 use std::sync::atomic::Ordering;
 
 /// When a vCPU that only counts stops: never.
-const NEVER: u64 = u64::MAX;
+pub(crate) const NEVER: u64 = u64::MAX;
 
 /// Has touched pages noted in rounds, while it lives.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use crate::board::Board;
 use crate::control::{Control, Crash, Pass, Seen};
+use crate::touched::NEVER;
 use crate::{Accel, MachineError, Registers, VcpuStats};
 use boot::Entry;
 use cpu::Cpu;
@@ -14,6 +15,7 @@ use jit::perf::Perf;
 use lens::Lens;
 use memory::Gva;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use x86::{Exception, Vector};
 
@@ -101,6 +103,24 @@ impl Vcpu {
         }
     }
 
+    /// Has the first vCPU stop where the trace begins or ends next, for which it counts its instructions.
+    fn set_mark(&mut self, board: &Board) {
+        let mark = board.lens.trace().filter(|_| self.cpu.id == 0).and_then(|trace| trace.next_mark());
+        let counts = board.counting.load(Ordering::SeqCst) != 0;
+        self.cpu.stop_at = mark.or(counts.then_some(NEVER));
+    }
+
+    /// Turns the trace on or off if it is time.
+    fn pass_mark(&mut self, board: &Board) {
+        if let Some(trace) = board.lens.trace().filter(|_| self.cpu.id == 0)
+            && trace.next_mark().is_some_and(|mark| mark <= self.cpu.instructions)
+        {
+            trace.pass(self.cpu.instructions);
+            self.look_anew(&board.lens);
+            self.set_mark(board);
+        }
+    }
+
     fn crash(&self, fault: &TripleFault) -> Crash {
         Crash { registers: Registers::from(&self.cpu), cause: cause(fault) }
     }
@@ -120,6 +140,7 @@ pub(crate) fn run(mut vcpu: Vcpu, board: &Board, control: &Control) {
     let _guard = EndOnPanic(control);
     let mut seen = Seen::default();
     let index = usize::try_from(vcpu.cpu.id).unwrap_or(usize::MAX);
+    vcpu.set_mark(board);
     loop {
         control.show(index, vcpu.stats());
         match control.gate(index, &mut seen, |job| job(&mut vcpu)) {
@@ -133,6 +154,7 @@ pub(crate) fn run(mut vcpu: Vcpu, board: &Board, control: &Control) {
         }
         match vcpu.engine.run(&mut vcpu.cpu) {
             Exit::Stopped | Exit::Counted => {
+                vcpu.pass_mark(board);
                 if let Some(stop) = vcpu.cpu.take_stop() {
                     control.debug_stop(index, stop);
                 }

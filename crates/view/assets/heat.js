@@ -11,6 +11,7 @@ const [READ, OTHERS] = [1, 6];
 
 const units = [["GiB", 30], ["MiB", 20], ["KiB", 10]];
 export function size(bytes) {
+  if (bytes === 0) return "0";
   const [name, shift] = units.find(([, shift]) => bytes >= 2 ** shift) ?? ["bytes", 0];
   const number = bytes / 2 ** shift;
   return `${Number.isInteger(number) ? number : number.toFixed(number < 10 ? 2 : 1)} ${name}`;
@@ -189,12 +190,15 @@ export class Heat {
     const fits = (side) => Math.floor(wide / side) * Math.floor(high / side) >= count;
     while (side > 1 && !fits(side)) side -= 1;
     side = Math.min(side, Math.round(14 * ratio));
-    const columns = Math.max(1, Math.floor(wide / side)), rows = Math.max(1, Math.floor(high / side));
-    return { wide, high, side, columns, rows, each: Math.max(1, Math.ceil(count / (columns * rows))), count };
+    const columns = Math.max(1, Math.floor(wide / side)), most = Math.max(1, Math.floor(high / side));
+    const each = Math.max(1, Math.ceil(count / (columns * most))), rows = Math.max(1, Math.ceil(count / each / columns));
+    // Cells may be taller than wide, to use the height there is.
+    const tall = Math.max(1, Math.min(side * 2, Math.floor(high / rows)));
+    return { wide, high, side, tall, columns, rows, each, count };
   }
 
   drawPages() {
-    const { wide, high, side, columns, rows, each, count } = this.grid();
+    const { wide, high, side, tall, columns, rows, each, count } = this.grid();
     if (wide === 0 || high === 0) return;
     const context = this.pages.getContext("2d");
     const image = context.createImageData(wide, high);
@@ -208,11 +212,11 @@ export class Heat {
         amounts[kind] = most < 0.03 ? 0 : most;
       }
       if (amounts[0] + amounts[1] + amounts[2] === 0) continue;
-      const left = cell % columns * side, top = Math.floor(cell / columns) * side;
+      const left = cell % columns * side, top = Math.floor(cell / columns) * tall;
       const first = (top * wide + left) * 4;
       this.mix(image.data, first, amounts);
       const colour = image.data.slice(first, first + 4);
-      for (let y = 0; y < side - gap; y++) for (let x = 0; x < side - gap; x++) image.data.set(colour, ((top + y) * wide + left + x) * 4);
+      for (let y = 0; y < tall - gap; y++) for (let x = 0; x < side - gap; x++) image.data.set(colour, ((top + y) * wide + left + x) * 4);
     }
     context.putImageData(image, 0, 0);
     $("cell-size").textContent = `each cell ${size(each * 2 ** this.cellShift)}`;
@@ -244,9 +248,9 @@ export class Heat {
       const bytes = (to - from) / box.width;
       return { gpa: from + bytes * x, bytes, round: this.rounds[Math.floor(y / ROW)] };
     }
-    const { wide, side, columns, each } = this.grid();
+    const { wide, side, tall, columns, each } = this.grid();
     const ratio = wide / box.width;
-    const cell = Math.floor(y * ratio / side) * columns + Math.min(columns - 1, Math.floor(x * ratio / side));
+    const cell = Math.floor(y * ratio / tall) * columns + Math.min(columns - 1, Math.floor(x * ratio / side));
     const bytes = each * 2 ** this.cellShift;
     return { gpa: Math.min(to - 1, Math.floor(from / bytes) * bytes + cell * bytes), bytes, round: this.rounds[0] };
   }

@@ -1,4 +1,5 @@
 // Figures, the chain of addresses, registers and the monitor.
+import { size } from "./heat.js";
 import { $, ask, element, short, tell } from "./main.js";
 
 const MIPS_KEPT = 60;
@@ -17,6 +18,9 @@ export class Panels {
       event.preventDefault();
       this.follow($("chain-at").value);
     });
+    for (const [button, word] of [["set-mark", "mark"], ["set-off", "off"]]) {
+      $(button).addEventListener("click", () => tell("monitor", { line: `info working-set ${word}` }));
+    }
     $("chain-address").addEventListener("click", () => this.follow($("chain-at").value));
     $("chain-watched").addEventListener("click", () => this.show(true));
     $("monitor-form").addEventListener("submit", (event) => {
@@ -48,11 +52,12 @@ export class Panels {
     }
     $("fault-rate").textContent = rate(total((vcpu) => vcpu.tlb.faults));
     $("walk-rate").textContent = rate(total((vcpu) => vcpu.tlb.walks));
-    $("where").textContent = cpu.halted ? "halted" : `${cpu.symbol ?? short(cpu.rip)} · CPL ${cpu.cpl}`;
+    $("where").textContent = cpu.halted ? "halted" : [cpu.symbol ?? short(cpu.rip), cpu.process, `CPL ${cpu.cpl}`].filter(Boolean).join(" · ");
     this.tlb(cpu, was, per);
     this.faults(figures, before, per);
     this.devices(figures, before, per);
     this.registers(cpu, was);
+    this.workingSet(figures);
     // What an expression names moves with the machine.
     if (!this.showsWatched && this.chainAt && !this.asking && /\$/.test(this.chainAt)) this.follow(this.chainAt, false);
   }
@@ -81,7 +86,7 @@ export class Panels {
     const body = $(id).tBodies[0];
     if (rows.length === 0) {
       const cell = element("td", "empty", empty);
-      cell.colSpan = 5;
+      cell.colSpan = 6;
       body.replaceChildren(element("tr", "", cell));
       return;
     }
@@ -148,6 +153,18 @@ export class Panels {
       cells: [`${device.name} ${device.ports ? "(ports)" : "(memory)"}`, number(device.reads), number(device.writes), rate(device.rate)],
       part: device.reads + device.writes,
     })), "no device has been accessed yet");
+  }
+
+  workingSet({ working_set: set, time }) {
+    $("set").hidden = $("set-off").hidden = !set;
+    $("set-mark").textContent = set ? "Mark anew" : "Mark";
+    $("set-what").textContent = set ? `${size(set.total.all * 4096)} in ${((time - set.since) / 1e9).toFixed(1)} s since the mark, each page once`
+      : "which pages each process touches from a mark on";
+    if (!set) return;
+    this.rows("set", set.spaces.map(({ root, process, pages }) => ({
+      cells: [process ?? `CR3 ${short(root)}`, ...[pages.all, pages.read, pages.written, pages.fetched].map((count) => size(count * 4096))],
+      part: pages.all,
+    })), "nothing yet");
   }
 
   registers(cpu, was) {

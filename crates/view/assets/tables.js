@@ -8,19 +8,21 @@ export class Tables {
       event.preventDefault();
       this.show($("root").value.trim());
     });
-    this.roots = new Set();
+    this.roots = "";
   }
 
   /** Takes note of the address spaces that there are. */
   update(figures) {
-    for (const { cr3 } of figures.vcpus) {
-      const root = short(cr3);
-      if (this.roots.has(root) || this.roots.size >= 32) continue;
-      this.roots.add(root);
-      const option = element("option");
-      option.value = root;
-      $("roots").append(option);
-    }
+    const spaces = figures.vcpus.map(({ cr3, process }, cpu) => [`cpu${cpu}${process ? `: ${process}` : ""}`, cr3]);
+    const all = [...spaces, ...figures.processes];
+    const text = JSON.stringify(all);
+    if (text === this.roots) return;
+    this.roots = text;
+    $("roots").replaceChildren(...all.map(([name, root]) => {
+      const option = element("option", "", name);
+      option.value = short(root);
+      return option;
+    }));
   }
 
   async show(root) {

@@ -51,6 +51,7 @@ pub fn run(flags: &Flags) -> Result<End> {
         config.serials = console.serial.iter().map(|to| serial(to, events)).collect::<Result<_>>()?;
         config.debugcon = flags.debugcon.as_ref().map(|to| debug_console(to, events)).transpose()?;
         trace = flags.trace.as_ref().map(|spec| tracer(spec, config.cpus, &kernel)).transpose()?;
+        config.trace_port = flags.trace.as_ref().and_then(|spec| spec.when.port);
         config.lens = Arc::new(Lens::new(watcher(flags, &kernel)?, trace.clone()));
         config.witness = perfetto.clone().map(|perfetto| perfetto as _);
         Ok(config)

@@ -137,7 +137,11 @@ fn it_shows_a_guest_at_work() {
          document.getElementById('monitor-form').requestSubmit()",
     );
     browser.wait(&format!("{}.includes('ioapic')", text("monitor-out")), SOON);
+    browser.evaluate("document.getElementById('set-mark').click()");
+    browser.wait("document.querySelectorAll('#set tbody tr').length > 1", SOON);
     browser.picture(&pictures().join("desk.png"));
+    browser.evaluate("document.getElementById('set-off').click()");
+    browser.wait("document.getElementById('set').hidden", SOON);
 
     browser.evaluate("document.getElementById('stop').click()");
     browser.wait("document.getElementById('status').dataset.state === 'paused'", SOON);

@@ -19,6 +19,7 @@ mod feed;
 mod lot;
 pub mod read;
 mod rows;
+mod span;
 mod spec;
 mod table;
 
@@ -31,6 +32,8 @@ use memory::observe::{Batch, Interest};
 use memory::{Access, Gpa, Gva, Hva, Observer, Pagemap, PhysicalMap};
 use parquet::errors::ParquetError;
 use rows::Pages;
+use span::Span;
+pub use span::When;
 pub use spec::{Spec, SpecError};
 use std::collections::HashMap;
 use std::fmt;
@@ -99,6 +102,21 @@ pub struct Summary {
     pub bytes: u64,
 }
 
+/// How a trace is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct State {
+    /// It is turned on.
+    pub on: bool,
+    /// Nothing can be written any more.
+    pub over: bool,
+    /// Accesses so far.
+    pub accesses: u64,
+    /// How many of them were lost.
+    pub dropped: u64,
+    /// After how many instructions of the first vCPU it is turned on or off next, and which.
+    pub next: Option<(u64, bool)>,
+}
+
 /// What is told of why a trace ends early.
 type Broken = dyn Fn(&TraceError) + Send + Sync;
 
@@ -135,6 +153,7 @@ impl Known {
 /// A trace of all vCPUs.
 pub struct Trace {
     filter: Filter,
+    span: Span,
     began: Instant,
     /// The number of the next access.
     seq: AtomicU64,
@@ -205,6 +224,7 @@ impl Trace {
         let streams = (0..cpus).map(stream).collect::<Result<_, _>>()?;
         Ok(Self {
             filter,
+            span: Span::new(spec.when),
             began: Instant::now(),
             seq: AtomicU64::new(0),
             time: AtomicU64::new(0),
@@ -214,9 +234,49 @@ impl Trace {
         })
     }
 
-    /// Whether anything is traced.
+    /// Whether anything is traced now.
     pub(crate) fn wants_any(&self) -> bool {
-        !self.over.load(Ordering::Relaxed)
+        self.span.is_on() && !self.over.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is on.
+    #[must_use]
+    pub fn is_on(&self) -> bool {
+        self.span.is_on()
+    }
+
+    /// Turns it on or off. As for [`crate::Lens`], vCPUs are to take their observer anew.
+    pub fn turn(&self, on: bool) {
+        if on {
+            // Pointers may have been written meanwhile.
+            self.filter.look_anew();
+        }
+        self.span.turn(on);
+    }
+
+    /// After how many instructions of the first vCPU it is turned on or off next.
+    #[must_use]
+    pub fn next_mark(&self) -> Option<u64> {
+        self.span.next().map(|(at, _)| at)
+    }
+
+    /// Turns it on or off if the first vCPU has executed as many instructions as that takes.
+    pub fn pass(&self, instructions: u64) {
+        if let Some(on) = self.span.pass(instructions) {
+            self.turn(on);
+        }
+    }
+
+    /// How it is doing.
+    #[must_use]
+    pub fn state(&self) -> State {
+        State {
+            on: self.span.is_on(),
+            over: self.over.load(Ordering::Relaxed),
+            accesses: self.seq.load(Ordering::Relaxed),
+            dropped: self.streams.iter().map(|stream| lock(stream).dropped.load(Ordering::Relaxed)).sum(),
+            next: self.span.next(),
+        }
     }
 
     /// As [`Observer::system_calls_enter`]; what there is to say of symbols that are not found.
@@ -266,15 +326,16 @@ fn wanted(kinds: Kinds, write: bool) -> bool {
 
 impl Observer for Trace {
     fn interest(&self, gva: Gva, gpa: Gpa) -> Interest {
-        self.filter.interest(gva, gpa)
+        if self.wants_any() { self.filter.interest(gva, gpa) } else { Interest::default() }
     }
 
     fn wants_walks(&self, gpa: Gpa) -> bool {
-        self.filter.wants_walks(gpa)
+        self.wants_any() && self.filter.wants_walks(gpa)
     }
 
     fn access(&self, access: &Access) {
-        if self.filter.sift(access, |_, _| {})
+        if self.span.is_on()
+            && self.filter.sift(access, |_, _| {})
             && let Some(mut feed) = self.stream(access.origin.cpu)
         {
             feed.lot.one(self.moment(1), access);
@@ -287,10 +348,13 @@ impl Observer for Trace {
     }
 
     fn records(&self) -> bool {
-        self.filter.all().is_some()
+        self.wants_any() && self.filter.all().is_some()
     }
 
     fn recorded(&self, batch: &Batch<'_>) {
+        if !self.span.is_on() {
+            return;
+        }
         let Some(kinds) = self.filter.all() else {
             // It has just changed.
             return batch.accesses().for_each(|access| self.access(&access));

@@ -99,7 +99,13 @@ impl Screen {
         let vcpu = |(index, vcpu): (usize, &control::figures::Vcpu)| {
             let place = vcpu.symbol.clone().unwrap_or_else(|| format!("rip {}", vcpu.rip.trim_start_matches('0')));
             let place = if vcpu.halted { "halted".to_owned() } else { place };
-            format!("cpu{index} {place}, CPL {}, {}, CR3 {}", vcpu.cpl, vcpu.paging, vcpu.cr3.trim_start_matches('0'))
+            let process = vcpu.process.as_ref().map(|process| format!(" of {process}")).unwrap_or_default();
+            format!(
+                "cpu{index} {place}{process}, CPL {}, {}, CR3 {}",
+                vcpu.cpl,
+                vcpu.paging,
+                vcpu.cr3.trim_start_matches('0')
+            )
         };
         let vcpus: Vec<String> = self.now.vcpus.iter().enumerate().map(vcpu).collect();
         vec![first, Line::from(vcpus.join("   ")).dim()]
@@ -205,10 +211,13 @@ impl Screen {
         let Some(set) = &self.now.working_set else { return Vec::new() };
         let seconds = self.now.time.saturating_sub(set.since) as f64 / 1e9;
         let line = |name: String, Pages { all, read, written, fetched }: Pages| {
-            Line::from(format!("{name:<14} {:>5} MiB  r{read} w{written} x{fetched}", all.div_ceil(256)))
+            Line::from(format!("{name:<20} {:>5} MiB  r{read} w{written} x{fetched}", all.div_ceil(256)))
         };
         let mut lines = vec![line(format!("all, {seconds:.0} s"), set.total)];
-        lines.extend(set.spaces.iter().map(|(root, pages)| line(format!("CR3 {}", trimmed(root)), *pages)));
+        lines.extend(set.spaces.iter().map(|space| {
+            let name = space.process.clone().unwrap_or_else(|| format!("CR3 {}", trimmed(&space.root)));
+            line(name, space.pages)
+        }));
         lines
     }
 

@@ -3,7 +3,7 @@
 use super::client::{Client, TopError};
 use super::screen::Screen;
 use super::{Key, meaning};
-use control::figures::{Delivered, Device, Figures, Pages, Tlb, Vcpu, WorkingSet};
+use control::figures::{Delivered, Device, Figures, Pages, Space, Tlb, Vcpu, WorkingSet};
 use control::look::{LastAccess, Watched, Watching};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -61,10 +61,18 @@ fn figures(seconds: u64) -> Figures {
                 hpa: None,
             }),
         },
+        processes: vec![],
         working_set: Some(WorkingSet {
             since: 0,
             total: Pages { all: 5120, read: 4000, written: 2000, fetched: 300 },
-            spaces: vec![("0000000001234000".to_owned(), Pages { all: 512, read: 1, written: 2, fetched: 3 })],
+            spaces: vec![
+                Space {
+                    root: "0000000001234000".to_owned(),
+                    process: None,
+                    pages: Pages { all: 512, read: 1, written: 2, fetched: 3 },
+                },
+                Space { process: Some("md5sum (77)".to_owned()), ..Space::default() },
+            ],
         }),
     }
 }
@@ -110,6 +118,7 @@ fn figures_and_rates_are_on_the_screen() {
             &["last: r4 by strlen+0x4"],
             &["all, 4 s", "20 MiB"],
             &["CR3 1234000", "2 MiB"],
+            &["md5sum (77)", "0 MiB"],
             &["q quit", "space stop"],
         ] {
             assert!(has(&text, words), "{words:?} at width {width}:\n{text}");
