@@ -235,6 +235,12 @@ impl Mmu {
         }
     }
 
+    /// Whether touched pages are noted.
+    #[must_use]
+    pub fn notes_touched(&self) -> bool {
+        self.touched.is_some()
+    }
+
     /// What has been touched since this was last asked. With `anew` pages that go on being touched are noted again (which
     /// flushes), else only others are.
     pub fn take_touched(&mut self, anew: bool) -> Touched {

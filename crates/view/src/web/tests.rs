@@ -100,11 +100,9 @@ impl Drop for Guest {
     }
 }
 
-/// Whether the machine's vCPU notes the pages that it touches, which it does for the page. Takes what it has noted.
+/// Whether the machine's vCPU notes the pages that it touches, which it does for the page.
 fn is_looked_at(handle: &Handle) -> bool {
-    let notes = |vcpu: &mut machine::Vcpu| !vcpu.cpu.mmu.take_touched(true).pages.is_empty();
-    // It may not have come far since the last look.
-    (0..5).any(|_| handle.inspect(0, notes).unwrap())
+    handle.inspect(0, |vcpu| vcpu.cpu.mmu.notes_touched()).unwrap()
 }
 
 /// The next look on a stream of events.
@@ -136,8 +134,6 @@ fn looks_come_while_somebody_looks() {
     guest.wait("it is looked at", is_looked_at);
     drop(events);
     guest.wait("nobody looks any more", |handle| !is_looked_at(handle));
-    guest.runs();
-    assert!(!is_looked_at(&guest.handle));
 }
 
 #[test]
