@@ -14,6 +14,7 @@ mod look;
 mod sockets;
 mod tracing;
 mod watches;
+mod watchpoints;
 
 const VALUE: u64 = 0x1122_3344_5566_7788;
 
