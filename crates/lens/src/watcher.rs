@@ -2,7 +2,7 @@
 //!
 //! A line that cannot be written (closed stderr, full disk) ends the watch: that is said once, and the guest goes on.
 
-use crate::filter::{Entry, Filter, WatchRefused};
+use crate::filter::{Entry, Filter, WatchesFull};
 use crate::format::{Format, Host};
 use crate::symbols::Kernel;
 use crate::watch::{Action, Watch};
@@ -155,8 +155,8 @@ impl Watcher {
     /// One more watch. Its number is its own for ever.
     ///
     /// # Errors
-    /// There are as many as can be, or it asks for what is not known.
-    pub fn add(&self, watch: Watch) -> Result<u32, WatchRefused> {
+    /// There are as many as can be.
+    pub fn add(&self, watch: Watch) -> Result<u32, WatchesFull> {
         self.filter.add(watch)
     }
 

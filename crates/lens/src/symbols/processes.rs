@@ -135,9 +135,7 @@ impl Processes {
     /// All processes, in the kernel's order; the first is its idle task.
     #[must_use]
     pub fn list(&self, map: &PhysicalMap) -> Vec<Process> {
-        let mut direct = [0; 8];
-        let told = self.direct.filter(|gva| map.read(self.in_image(*gva), &mut direct).is_ok());
-        let memory = Memory { map, kernel: self, direct: told.map_or(DIRECT, |_| u64::from_le_bytes(direct)) };
+        let memory = self.memory(map);
         let mut all = Vec::new();
         let mut task = self.init;
         while all.len() < MOST {
@@ -149,6 +147,18 @@ impl Processes {
             }
         }
         all
+    }
+
+    /// The process of the task of `process`, as it is now. `None`: it cannot be read.
+    #[must_use]
+    pub fn again(&self, map: &PhysicalMap, process: &Process) -> Option<Process> {
+        self.memory(map).task(process.task).map(|(process, _)| process)
+    }
+
+    fn memory<'a>(&'a self, map: &'a PhysicalMap) -> Memory<'a> {
+        let mut direct = [0; 8];
+        let told = self.direct.filter(|gva| map.read(self.in_image(*gva), &mut direct).is_ok());
+        Memory { map, kernel: self, direct: told.map_or(DIRECT, |_| u64::from_le_bytes(direct)) }
     }
 }
 
