@@ -256,12 +256,14 @@ impl Watcher {
 
     #[cold]
     fn stop(&self, access: &Access, id: u32) {
-        let expression =
-            self.filter.state().entries.iter().find(|entry| entry.id == id).map(|entry| entry.watch.to_string());
-        self.tell(format_args!("{id} stops the machine: {}", expression.unwrap_or_default()));
+        // Who reads that it stops finds it stopped.
         if let Some(stop) = self.stop.get() {
             stop(access.origin.cpu, id);
         }
+        let state = self.filter.state();
+        let expression = state.entries.iter().find(|entry| entry.id == id).map(|entry| entry.watch.to_string());
+        drop(state);
+        self.tell(format_args!("{id} stops the machine: {}", expression.unwrap_or_default()));
         self.filter.interrupt();
     }
 }
