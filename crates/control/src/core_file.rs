@@ -1,8 +1,10 @@
 //! `dump-guest-memory`: RAM and registers as an ELF core file, which gdb, crash and drgn read.
 //!
-//! The notes are Linux's `NT_PRSTATUS` of each vCPU and QEMU's own of its system registers (`target/i386/arch_dump.c`).
+//! The notes are Linux's `NT_PRSTATUS` of each vCPU QEMU's own of its system registers (`target/i386/arch_dump.c`),
+//! and Vitrine's of what that leaves out.
 //! Segments are by physical address; with `-p` by the virtual ones of the current vCPU's page tables. Pages of zeros
-//! become holes in the file. Left out: compressed forms, and the guest's own `VMCOREINFO`.
+//! become holes in the file. A Linux kernel's own `VMCOREINFO` is
+//! added where it is found by its symbol. Left out: compressed forms.
 
 use crate::arguments::Arguments;
 use crate::monitor::{Monitor, MonitorError, Outcome};
@@ -18,6 +20,8 @@ use x86::Segment;
 
 /// Segments that a core file may have: program headers are counted in 16 bits, and one is for the notes.
 const SEGMENTS_MAX: usize = 0xfff0;
+/// The name of Vitrine's own note: see [`more_registers`].
+pub(crate) const MORE: &str = "VITRINE";
 /// Bytes of the ELF header, and of a program header.
 const HEADER: u64 = 64;
 const PROGRAM_HEADER: u64 = 56;
@@ -60,7 +64,8 @@ fn write(monitor: &Monitor, paging: bool, name: &str) -> Result<(), MonitorError
     let ram = regions.filter(|region| matches!(region.kind, RegionKind::Ram(_)));
     let ram: Vec<(u64, u64)> = ram.map(|region| (region.range.start.0, region.range.end.0)).collect();
     let loads = if paging { virtually(monitor, &ram)? } else { physically(&ram) };
-    let notes = notes(&vcpus);
+    let mut notes = notes(&vcpus);
+    notes.extend(core_info(monitor)?);
     let headers = HEADER + PROGRAM_HEADER * (loads.len() as u64 + 1);
     let mut offset = (headers + notes.len() as u64).next_multiple_of(x86::PAGE_SIZE);
     let mut pieces = Vec::new();
@@ -163,7 +168,15 @@ fn program_header(kind: u32, flags: u32, offset: u64, vaddr: u64, gpa: u64, len:
 fn notes(vcpus: &[Snapshot]) -> Vec<u8> {
     let status = vcpus.iter().flat_map(|vcpu| note("CORE", 1, &process_status(&vcpu.registers)));
     let system = vcpus.iter().flat_map(|vcpu| note("QEMU", 0, &system_registers(vcpu)));
-    status.chain(system).collect()
+    let more = vcpus.iter().flat_map(|vcpu| note(MORE, 0, &more_registers(vcpu)));
+    status.chain(system).chain(more).collect()
+}
+
+/// What the guest's kernel tells of itself, which drgn and crash look for, and makedumpfile.
+fn core_info(monitor: &Monitor) -> Result<Vec<u8>, MonitorError> {
+    let Some((entry, gpa)) = monitor.snapshot()?.entry else { return Ok(Vec::new()) };
+    let info = monitor.handle.lens().kernel().core_info(monitor.handle.map(), entry, gpa);
+    Ok(info.map(|info| note("VMCOREINFO", 0, &info)).unwrap_or_default())
 }
 
 fn note(name: &str, kind: u32, contents: &[u8]) -> Vec<u8> {
@@ -216,6 +229,13 @@ fn process_status(registers: &Registers) -> Vec<u8> {
     bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
     bytes.resize(336, 0);
     bytes
+}
+
+/// What that leaves out of how addresses are translated: EFER, PKRU and PKRS.
+fn more_registers(vcpu: &Snapshot) -> Vec<u8> {
+    let registers = vcpu.space.paging().registers();
+    let words = [vcpu.registers.efer, registers.pkru.into(), registers.pkrs.into()];
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 /// QEMU's `struct QEMUCPUState`, version 1.

@@ -5,11 +5,13 @@
 use crate::arguments::{Arguments, Format};
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use cpu::state::CodeSize;
-use iced_x86::{Decoder, DecoderOptions, Formatter, NasmFormatter};
+use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, NasmFormatter, SymbolResolver, SymbolResult};
+use lens::symbols::Table;
 use memory::{AddressSpace, Gpa, Gva};
 use std::fmt::Write;
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::sync::Arc;
 
 /// Bytes that are shown at once.
 const SHOWN_MAX: u64 = 1 << 18;
@@ -72,12 +74,14 @@ fn dump(monitor: &mut Monitor, arguments: &mut Arguments<'_>, physical: bool) ->
         let what = format!("{} are too many to show: {limit} at most; memsave takes any number of bytes", format.count);
         return Err(MonitorError::Other(what));
     }
+    // Physical addresses have none.
+    let symbols = if physical { Arc::default() } else { monitor.symbols(snapshot) };
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = match format.kind {
-        'i' => disassemble(&mut text, &memory, at, format.count, snapshot.code_size),
+        'i' => disassemble(&mut text, &memory, at, format.count, snapshot.code_size, symbols),
         's' => strings(&mut text, &memory, at, format.count),
-        _ => values(&mut text, &memory, at, format),
+        _ => values(&mut text, &memory, at, format, &symbols),
     };
     Ok(text)
 }
@@ -86,7 +90,12 @@ fn cannot(text: &mut String, at: u64) -> std::fmt::Result {
     writeln!(text, "{at:016x}: Cannot access memory")
 }
 
-fn values(text: &mut String, memory: &Memory<'_>, mut at: u64, format: Format) -> std::fmt::Result {
+/// The symbol of an address as gdb writes it behind that.
+fn label(symbols: &Table, at: u64) -> String {
+    symbols.at(Gva(at)).map(|named| format!(" <{named}>")).unwrap_or_default()
+}
+
+fn values(text: &mut String, memory: &Memory<'_>, mut at: u64, format: Format, symbols: &Table) -> std::fmt::Result {
     let size = if format.kind == 'c' { 1 } else { format.size };
     let line = if format.size == 1 { 8 } else { 16 };
     let mut left = usize::try_from(format.count).unwrap_or(0) * size;
@@ -96,7 +105,7 @@ fn values(text: &mut String, memory: &Memory<'_>, mut at: u64, format: Format) -
         if memory.read(at, piece).is_err() {
             return cannot(text, at);
         }
-        write!(text, "{at:016x}:")?;
+        write!(text, "{at:016x}{}:", label(symbols, at))?;
         for value in piece.chunks(size) {
             let mut word = [0; 8];
             word.iter_mut().zip(value).for_each(|(to, from)| *to = *from);
@@ -157,8 +166,26 @@ fn strings(text: &mut String, memory: &Memory<'_>, mut at: u64, count: u64) -> s
     Ok(())
 }
 
-fn disassemble(text: &mut String, memory: &Memory<'_>, mut at: u64, count: u64, size: CodeSize) -> std::fmt::Result {
-    let mut formatter = NasmFormatter::new();
+/// Names for the formatter.
+struct Names(Arc<Table>);
+
+impl SymbolResolver for Names {
+    fn symbol(&mut self, _: &Instruction, _: u32, _: Option<u32>, address: u64, _: u32) -> Option<SymbolResult<'_>> {
+        let named = self.0.at(Gva(address))?;
+        Some(SymbolResult::with_string(address, named.to_string()))
+    }
+}
+
+fn disassemble(
+    text: &mut String,
+    memory: &Memory<'_>,
+    mut at: u64,
+    count: u64,
+    size: CodeSize,
+    symbols: Arc<Table>,
+) -> std::fmt::Result {
+    let mut formatter = NasmFormatter::with_options(Some(Box::new(Names(symbols.clone()))), None);
+    formatter.options_mut().set_show_symbol_address(true);
     for _ in 0..count {
         let mut bytes = [0; INSTRUCTION_MAX];
         let readable = memory.read_some(at, &mut bytes);
@@ -175,7 +202,7 @@ fn disassemble(text: &mut String, memory: &Memory<'_>, mut at: u64, count: u64, 
             formatter.format(&instruction, &mut named);
         }
         let raw: String = bytes.iter().take(len).map(|byte| format!(" {byte:02x}")).collect();
-        writeln!(text, "0x{at:08x}: {raw:<25} {named}")?;
+        writeln!(text, "0x{at:08x}{}: {raw:<25} {named}", label(&symbols, at))?;
         at = at.wrapping_add(len as u64);
     }
     Ok(())

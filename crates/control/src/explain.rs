@@ -6,41 +6,75 @@ use crate::figures::paging;
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::paging::{hpa, region, region_of, size};
 use crate::registers::Snapshot;
-use lens::symbols::by_cr3;
+use lens::symbols::{Process, Table, by_cr3};
 use memory::tlb::{self, Cached, Place};
 use memory::walk::{Inspection, Mode, Step, Translation, Want};
-use memory::{Gpa, Gva, Space};
+use memory::{AddressSpace, Gpa, Gva, Pagemap, Space};
+use std::sync::Arc;
 use x86::Pte;
 
 /// `explain`.
 pub(crate) fn explain(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let gva = Gva(arguments.expression()?);
     arguments.end()?;
-    let branches = branches(monitor, gva)?;
+    let (view, cached) = look(monitor, gva)?;
+    Ok(drawn(&view, gva, &entries(&cached)))
+}
+
+/// What the current vCPU makes of `gva`.
+fn look(monitor: &Monitor, gva: Gva) -> Result<(View, Vec<Cached>), MonitorError> {
+    let (snapshot, cached) = monitor.inspect(move |vcpu| (Snapshot::take(vcpu), vcpu.cpu.mmu.cached(gva)))?;
+    let processes = monitor.processes(&snapshot).unwrap_or_default();
+    let view = View {
+        cpu: snapshot.registers.cpu,
+        cpl: snapshot.registers.cpl,
+        cr3: snapshot.registers.cr[2],
+        process: by_cr3(&processes, snapshot.registers.cr[2]).cloned(),
+        symbols: monitor.symbols(&snapshot),
+        pagemap: Some(monitor.pagemap.clone()),
+        space: snapshot.space,
+    };
+    Ok((view, cached))
+}
+
+/// The tree for `gva`, with these lines on the TLB.
+pub(crate) fn drawn(view: &View, gva: Gva, cached: &[String]) -> String {
+    let tree = Tree { view, gva };
+    let branches = tree.branches(cached);
     let last = branches.len().saturating_sub(1);
     let branch = |(i, (name, text)): (usize, (&str, String))| {
         format!("{} {name:<9} {text}", if i == last { "└─" } else { "├─" })
     };
-    let tree = Tree { monitor, snapshot: monitor.snapshot()?, gva };
-    Ok(tree.head() + &lines(branches.into_iter().enumerate().map(branch)))
+    tree.head() + &lines(branches.into_iter().enumerate().map(branch))
 }
 
 /// What there is to say of `gva`, from CR3 to the host.
 pub(crate) fn branches(monitor: &Monitor, gva: Gva) -> Result<Vec<Branch>, MonitorError> {
-    let (snapshot, cached) = monitor.inspect(move |vcpu| (Snapshot::take(vcpu), vcpu.cpu.mmu.cached(gva)))?;
-    let tree = Tree { monitor, snapshot: &snapshot, gva };
-    let mut branches = tree.walk();
-    branches.extend(cached.iter().map(|cached| ("TLB", entry(cached))));
-    if cached.is_empty() {
-        branches.push(("TLB", "no entry".to_owned()));
-    }
-    branches.extend(tree.memory());
-    Ok(branches)
+    let (view, cached) = look(monitor, gva)?;
+    Ok(Tree { view: &view, gva }.branches(&entries(&cached)))
+}
+
+/// A line for each entry of the TLB.
+fn entries(cached: &[Cached]) -> Vec<String> {
+    if cached.is_empty() { vec!["no entry".to_owned()] } else { cached.iter().map(entry).collect() }
+}
+
+/// An address space and what is known around it: of a vCPU, or of one that once was.
+pub(crate) struct View {
+    pub space: AddressSpace,
+    /// The vCPU's number, its privilege level, and CR3.
+    pub cpu: u32,
+    pub cpl: u8,
+    pub cr3: u64,
+    /// Whose address space it is.
+    pub process: Option<Process>,
+    pub symbols: Arc<Table>,
+    /// How host physical addresses are found, if the memory is a machine's; the inner `None`: not at all.
+    pub pagemap: Option<Option<Arc<Pagemap>>>,
 }
 
 struct Tree<'a> {
-    monitor: &'a Monitor,
-    snapshot: &'a Snapshot,
+    view: &'a View,
     gva: Gva,
 }
 
@@ -48,18 +82,25 @@ struct Tree<'a> {
 pub(crate) type Branch = (&'static str, String);
 
 impl Tree<'_> {
+    /// All that is to be said, with these lines on the TLB.
+    fn branches(&self, cached: &[String]) -> Vec<Branch> {
+        let mut branches = self.walk();
+        branches.extend(cached.iter().map(|text| ("TLB", text.clone())));
+        branches.extend(self.memory());
+        branches
+    }
+
     fn inspection(&self) -> Inspection {
-        self.snapshot.space.inspect(self.gva)
+        self.view.space.inspect(self.gva)
     }
 
     fn mode(&self) -> Mode {
-        self.snapshot.space.paging().mode()
+        self.view.space.paging().mode()
     }
 
     fn head(&self) -> String {
         let mode = paging(self.mode());
-        let (cpu, cpl) = (self.snapshot.registers.cpu, self.snapshot.registers.cpl);
-        let symbols = self.monitor.symbols(self.snapshot);
+        let View { cpu, cpl, symbols, .. } = self.view;
         let named = symbols.at(self.gva).map(|named| format!(" ({named})")).unwrap_or_default();
         format!("gva {:016x}{named} on CPU #{cpu}: {mode}, CPL {cpl}\n", self.gva)
     }
@@ -69,10 +110,10 @@ impl Tree<'_> {
         let Inspection { steps, translation } = self.inspection();
         let mut branches = Vec::new();
         if self.mode() != Mode::Off {
-            let cr3 = self.snapshot.registers.cr[2];
-            let pcid = self.snapshot.pcid.map(|pcid| format!(", PCID {pcid}")).unwrap_or_default();
-            let all = self.monitor.processes(self.snapshot).unwrap_or_default();
-            let of = by_cr3(&all, cr3).map(|process| format!(": {} (pid {})", process.name, process.pid));
+            let View { cr3, process, .. } = self.view;
+            let pcid = self.view.space.paging().registers().cr4.pcid();
+            let pcid = if pcid { format!(", PCID {}", cr3 & 0xfff) } else { String::new() };
+            let of = process.as_ref().map(|process| format!(": {} (pid {})", process.name, process.pid));
             branches.push(("CR3", format!("{cr3:016x}{pcid}{}", of.unwrap_or_default())));
         }
         for (i, step) in steps.iter().enumerate() {
@@ -127,7 +168,7 @@ impl Tree<'_> {
 
     /// What is allowed, and the rule against each access that is not.
     fn rights(&self, translation: &Translation) -> Vec<Branch> {
-        let paging = self.snapshot.space.paging();
+        let paging = self.view.space.paging();
         let wants = [(Want::Read, 'r', "read"), (Want::Write, 'w', "write"), (Want::Execute, 'x', "fetch")];
         let mut branches = Vec::new();
         for (name, space) in [("kernel", Space::Kernel), ("user", Space::User)] {
@@ -149,7 +190,7 @@ impl Tree<'_> {
 
     /// Why there is no translation.
     fn fault(&self, last: Option<&Step>) -> String {
-        let paging = self.snapshot.space.paging();
+        let paging = self.view.space.paging();
         if !paging.canonical(self.gva) {
             let highest = paging.virtual_bits() - 1;
             return format!("bits 63 to {highest} of the address differ: #GP(0), or #SS(0) for a stack access");
@@ -166,15 +207,22 @@ impl Tree<'_> {
 
     /// From the physical address to the host.
     fn memory(&self) -> Vec<Branch> {
-        let Some(gpa) = self.snapshot.space.translate(self.gva) else { return Vec::new() };
+        let Some(gpa) = self.view.space.translate(self.gva) else { return Vec::new() };
         let mut branches = vec![("gpa", format!("{gpa:x}{}", self.gate(gpa)))];
-        branches.push(match region_of(self.monitor, gpa) {
+        let map = self.view.space.map();
+        let Some(pagemap) = &self.view.pagemap else {
+            let there = map.hva_of(gpa).is_some();
+            branches
+                .push(("region", if there { "memory" } else { "not in the file: a device, or nothing" }.to_owned()));
+            return branches;
+        };
+        branches.push(match region_of(map, gpa) {
             Some(found) => ("region", region(&found)),
             None => ("region", "nothing answers: reads give all ones, writes are ignored".to_owned()),
         });
-        if let Some(hva) = self.monitor.handle.map().hva_of(gpa) {
+        if let Some(hva) = map.hva_of(gpa) {
             branches.push(("hva", format!("{hva:x}")));
-            branches.push(("hpa", hpa(self.monitor, hva).unwrap_or_else(|why| why)));
+            branches.push(("hpa", hpa(pagemap.as_deref(), hva).unwrap_or_else(|why| why)));
         }
         branches
     }

@@ -5,7 +5,7 @@
 //! reached. A client that comes stops the machine, and one that goes takes its breakpoints with it and lets the
 //! machine run. A single step executes one instruction of one vCPU, with interrupts held off, while the others stand.
 //!
-//! Left out: setting segments, x87 and system registers; reverse execution.
+//! Left out: setting CS; reverse execution.
 
 use crate::Monitor;
 use crate::client::{Address, Outbox, Server, SocketError, Talk};

@@ -51,7 +51,7 @@ pub(crate) const COMMANDS: &[Command] = &[
     Command {
         names: &["symbol"],
         arguments: "addr",
-        help: "show the symbol of the guest's kernel that 'addr' lies in",
+        help: "show the symbol that 'addr' lies in, and its file and line if -symbols tells",
         run: symbol,
     },
     Command {
@@ -86,10 +86,11 @@ fn symbol(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let address = Gva(arguments.expression()?);
     arguments.end()?;
     let symbols = monitor.symbols(monitor.snapshot()?);
+    let line = monitor.handle.lens().kernel().line(address).map(|line| format!(" at {line}")).unwrap_or_default();
     Ok(match symbols.at(address) {
-        Some(named) => format!("{address:016x} is {named}\n"),
+        Some(named) => format!("{address:016x} is {named}{line}\n"),
         None if symbols.is_empty() => "no symbols are found in the guest's kernel (yet)\n".to_owned(),
-        None => format!("{address:016x} lies in no symbol of the guest's kernel\n"),
+        None => format!("{address:016x} lies in no symbol that is known\n"),
     })
 }
 
@@ -157,11 +158,20 @@ fn registers(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     if arguments.flag('a') {
         arguments.end()?;
         let all = each(monitor, Snapshot::take)?;
-        return Ok(all.iter().map(|snapshot| format!("\n{snapshot}")).collect());
+        return Ok(all.iter().map(|snapshot| format!("\n{snapshot}{}", named(monitor, snapshot))).collect());
     }
     let index = arguments.optional()?.map_or(monitor.cpu, |index| usize::try_from(index).unwrap_or(usize::MAX));
     arguments.end()?;
-    Ok(format!("\n{}", monitor.handle.inspect(index, Snapshot::take)?))
+    let snapshot = monitor.handle.inspect(index, Snapshot::take)?;
+    Ok(format!("\n{snapshot}{}", named(monitor, &snapshot)))
+}
+
+/// A line for each register that holds the address of a symbol, or of something in it.
+fn named(monitor: &Monitor, snapshot: &Snapshot) -> String {
+    let symbols = monitor.symbols(snapshot);
+    let name =
+        |(register, value): (&str, u64)| Some(format!("{:<3} is {}", register.to_uppercase(), symbols.at(Gva(value))?));
+    lines(snapshot.addresses().filter_map(name))
 }
 
 fn chip(monitor: &Monitor, chip: Chip) -> Outcome {

@@ -5,6 +5,7 @@
 //! writes is input: lines, counts and what a guest's tables make of an address are bounded.
 
 mod arguments;
+mod ask;
 mod client;
 mod command;
 mod core_file;
@@ -20,15 +21,18 @@ mod monitor;
 mod paging;
 mod qmp;
 mod registers;
+mod snapshot;
 mod touched;
 mod tracing;
 mod watching;
 
+pub use ask::ask;
 pub use client::{Address, Server, SocketError};
 pub use gdb::serve_gdb;
 pub use lines::{Lines, PROMPT, banner, serve_monitor};
 pub use monitor::{LINE_MAX, Monitor, MonitorError};
 pub use qmp::serve_qmp;
+pub use snapshot::{SnapshotError, explain_snapshot};
 
 #[cfg(test)]
 mod tests;

@@ -213,9 +213,9 @@ impl Monitor {
                 gva: hex(gva.0),
                 symbol: monitor.symbols(snapshot).at(gva).map(|named| named.to_string()),
                 gpa: gpa.map(|gpa| hex(gpa.0)),
-                region: gpa.and_then(|gpa| region_of(monitor, gpa)).map(|region| region.name),
+                region: gpa.and_then(|gpa| region_of(monitor.handle.map(), gpa)).map(|region| region.name),
                 hva: hva.map(|hva| hex(hva.0)),
-                hpa: hva.map(|hva| hpa(monitor, hva).unwrap_or_else(|why| why)),
+                hpa: hva.map(|hva| hpa(monitor.pagemap.as_deref(), hva).unwrap_or_else(|why| why)),
                 bytes,
                 steps,
             })
@@ -314,7 +314,7 @@ impl Monitor {
             }
             Ok(Page {
                 gpa: hex(gpa.0),
-                region: region_of(monitor, gpa).map(|region| region.name),
+                region: region_of(monitor.handle.map(), gpa).map(|region| region.name),
                 hva: monitor.handle.map().hva_of(gpa).map(|hva| hex(hva.0)),
                 mapped,
                 more,

@@ -185,5 +185,6 @@ impl Monitor {
 
 fn symbols(handle: &Handle, snapshot: &Snapshot) -> Arc<Table> {
     let kernel = handle.lens().kernel();
-    snapshot.entry.map_or_else(Arc::default, |(entry, gpa)| kernel.symbols(handle.map(), entry, gpa))
+    let none = || kernel.programs().clone();
+    snapshot.entry.map_or_else(none, |(entry, gpa)| kernel.symbols(handle.map(), entry, gpa))
 }

@@ -3,11 +3,12 @@
 use crate::arguments::Arguments;
 use crate::command::lines;
 use crate::monitor::{Monitor, MonitorError, Outcome};
+use lens::symbols::Table;
 use memory::map::{Region, RegionKind};
 use memory::pagemap::HostPage;
 use memory::walk::Mode;
 use memory::walk::spans::{Alike, Span, Spans};
-use memory::{Gpa, Gva, Hva};
+use memory::{Gpa, Gva, Hva, Pagemap, PhysicalMap};
 use x86::Pte;
 
 /// Lines that are shown at once.
@@ -43,22 +44,29 @@ fn listed(spans: &Spans, what: &str, line: impl Fn(&Span) -> String) -> String {
     text
 }
 
+/// The symbol that a span begins in.
+fn named(symbols: &Table, span: &Span) -> String {
+    symbols.at(span.gva).map(|named| format!("  {named}")).unwrap_or_default()
+}
+
 /// `info mem`.
 pub(crate) fn mem(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let Some(spans) = spans(monitor, arguments, Alike::Rights)? else { return Ok("PG disabled\n".to_owned()) };
+    let symbols = monitor.symbols(monitor.snapshot()?);
     Ok(listed(&spans, "mem", |span| {
         let flag = |set: bool, letter: char| if set { letter } else { '-' };
         let rights = span.rights;
         let (user, write, execute) =
             (flag(rights.user, 'u'), flag(rights.writable, 'w'), flag(!rights.no_execute, 'x'));
         let end = span.gva.wrapping_add(span.len);
-        format!("{:016x}-{end:016x} {:016x} {user}r{write}{execute}", span.gva, span.len)
+        format!("{:016x}-{end:016x} {:016x} {user}r{write}{execute}{}", span.gva, span.len, named(&symbols, span))
     }))
 }
 
 /// `info tlb`: each line begins as QEMU's, and says how many pages it is for.
 pub(crate) fn tlb(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let Some(spans) = spans(monitor, arguments, Alike::Pages)? else { return Ok("PG disabled\n".to_owned()) };
+    let symbols = monitor.symbols(monitor.snapshot()?);
     Ok(listed(&spans, "tlb", |span| {
         let entry = Pte::from_bits(span.flags);
         let letters = [
@@ -75,7 +83,8 @@ pub(crate) fn tlb(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outco
         let letters: String = letters.map(|(set, letter)| if set { letter } else { '-' }).into_iter().collect();
         // A range may begin or end within a page.
         let pages = span.len.div_ceil(1 << span.shift);
-        format!("{:016x}: {:016x} {letters} {pages} x {}", span.gva, span.gpa, size(1 << span.shift))
+        let (size, named) = (size(1 << span.shift), named(&symbols, span));
+        format!("{:016x}: {:016x} {letters} {pages} x {size}{named}", span.gva, span.gpa)
     }))
 }
 
@@ -117,21 +126,24 @@ pub(crate) fn gva2gpa(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> O
     let gva = Gva(arguments.expression()?);
     arguments.end()?;
     Ok(match monitor.snapshot()?.space.translate(gva) {
-        Some(gpa) => format!("gpa: {gpa:#x}\n"),
+        Some(gpa) => {
+            let symbols = monitor.symbols(monitor.snapshot()?);
+            format!("gpa: {gpa:#x}{}\n", symbols.at(gva).map(|named| format!(" ({named})")).unwrap_or_default())
+        }
         None => "Unmapped\n".to_owned(),
     })
 }
 
 /// The region that holds `gpa`.
-pub(crate) fn region_of(monitor: &Monitor, gpa: Gpa) -> Option<Region> {
-    monitor.handle.map().regions().into_iter().find(|region| region.range.contains(&gpa))
+pub(crate) fn region_of(map: &PhysicalMap, gpa: Gpa) -> Option<Region> {
+    map.regions().into_iter().find(|region| region.range.contains(&gpa))
 }
 
 /// The host address of memory, and its region's name.
 fn hva(monitor: &Monitor, arguments: &mut Arguments<'_>) -> Result<(Gpa, Hva, String), MonitorError> {
     let gpa = Gpa(arguments.expression()?);
     arguments.end()?;
-    let Some(region) = region_of(monitor, gpa) else {
+    let Some(region) = region_of(monitor.handle.map(), gpa) else {
         return Err(MonitorError::Other(format!("No memory is mapped at address {gpa:#x}")));
     };
     match monitor.handle.map().hva_of(gpa) {
@@ -149,15 +161,15 @@ pub(crate) fn gpa2hva(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> O
 /// `gpa2hpa`.
 pub(crate) fn gpa2hpa(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let (gpa, hva, name) = hva(monitor, arguments)?;
-    match hpa(monitor, hva) {
+    match hpa(monitor.pagemap.as_deref(), hva) {
         Ok(hpa) => Ok(format!("Host physical address for {gpa:#x} ({name}) is {hpa}\n")),
         Err(why) => Err(MonitorError::Other(why)),
     }
 }
 
 /// The host physical address as a text, or why there is none.
-pub(crate) fn hpa(monitor: &Monitor, hva: Hva) -> Result<String, String> {
-    let Some(pagemap) = &monitor.pagemap else {
+pub(crate) fn hpa(pagemap: Option<&Pagemap>, hva: Hva) -> Result<String, String> {
+    let Some(pagemap) = pagemap else {
         return Err("unknown: the host has no /proc/self/pagemap".to_owned());
     };
     match pagemap.page(hva) {

@@ -1,6 +1,6 @@
 //! QEMU's machine protocol: JSON objects in, JSON objects out (QEMU's `docs/interop/qmp-spec`).
 //!
-//! Left out: out-of-band execution, and a description of the protocol in itself (`query-qmp-schema`).
+//! Left out: out-of-band execution.
 
 use crate::Monitor;
 use crate::client::{Address, Outbox, Server, SocketError, Talk};
@@ -27,27 +27,49 @@ fn failure(what: impl Into<String>) -> Failure {
     Failure("GenericError", what.into())
 }
 
+/// What an argument is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Text,
+    Number,
+    Truth,
+    /// An array of nothing that there is.
+    Nothing,
+}
+
+/// An argument: its name, what it is, and whether it may be left out.
+type Argument = (&'static str, Kind, bool);
+
 /// A command: its name, its arguments, and what it does.
 struct Command {
     name: &'static str,
-    arguments: &'static [&'static str],
+    arguments: &'static [Argument],
     run: fn(&mut Session, &Arguments) -> Answer,
 }
 
 const COMMANDS: &[Command] = &[
-    Command { name: "qmp_capabilities", arguments: &["enable"], run: capabilities },
+    Command { name: "qmp_capabilities", arguments: &[("enable", Kind::Nothing, true)], run: capabilities },
     Command { name: "query-status", arguments: &[], run: query_status },
     Command { name: "query-version", arguments: &[], run: |_, _| Ok(version()) },
     Command { name: "query-commands", arguments: &[], run: query_commands },
     Command { name: "query-cpus-fast", arguments: &[], run: query_cpus },
-    Command { name: "query-figures", arguments: &["count"], run: figures },
-    Command { name: "human-monitor-command", arguments: &["command-line", "cpu-index"], run: human },
+    Command { name: "query-figures", arguments: &[COUNT], run: figures },
+    Command { name: "query-qmp-schema", arguments: &[], run: |_, _| Ok(schema::schema()) },
+    Command { name: "human-monitor-command", arguments: HUMAN, run: human },
     Command { name: "stop", arguments: &[], run: |session, _| session.done(Handle::pause) },
     Command { name: "cont", arguments: &[], run: cont },
     Command { name: "system_reset", arguments: &[], run: |session, _| session.done(Handle::reset) },
     Command { name: "system_powerdown", arguments: &[], run: |session, _| session.done(Handle::press_power_button) },
     Command { name: "quit", arguments: &[], run: |session, _| session.done(Handle::quit) },
+    Command { name: "x-vitrine-explain", arguments: &[own::ADDRESS, own::CPU], run: own::explain },
+    Command { name: "x-vitrine-processes", arguments: &[own::CPU], run: own::processes },
+    Command { name: "x-vitrine-read-memory", arguments: own::READ, run: own::read_memory },
+    Command { name: "x-vitrine-stats", arguments: &[COUNT], run: figures },
+    Command { name: "x-vitrine-symbol", arguments: &[own::ADDRESS, own::CPU], run: own::symbol },
+    Command { name: "x-vitrine-translate", arguments: &[own::ADDRESS, own::CPU], run: own::translate },
 ];
+const COUNT: Argument = ("count", Kind::Truth, true);
+const HUMAN: &[Argument] = &[("command-line", Kind::Text, false), own::CPU];
 
 /// A conversation.
 struct Session {
@@ -152,12 +174,15 @@ impl Session {
         if !self.negotiated && command.name != "qmp_capabilities" {
             return Err(unknown("Expecting capabilities negotiation with 'qmp_capabilities'".to_owned()));
         }
-        if let Some(other) = arguments.keys().find(|key| !command.arguments.contains(&key.as_str())) {
+        if let Some(other) = arguments.keys().find(|key| command.arguments.iter().all(|(name, ..)| name != key)) {
             return Err(failure(format!("Parameter '{}' is unexpected", clipped(other))));
         }
         (command.run)(self, &arguments)
     }
 }
+
+mod own;
+mod schema;
 
 /// As much of a client's word as an answer repeats.
 fn clipped(text: &str) -> String {
@@ -248,16 +273,8 @@ fn cont(session: &mut Session, _: &Arguments) -> Answer {
 }
 
 fn human(session: &mut Session, arguments: &Arguments) -> Answer {
-    let line = match arguments.get("command-line") {
-        Some(Value::String(line)) => line,
-        Some(_) => return Err(failure("Invalid parameter type for 'command-line', expected: string")),
-        None => return Err(failure("Parameter 'command-line' is missing")),
-    };
-    if let Some(index) = arguments.get("cpu-index") {
-        let index = index.as_u64().and_then(|index| usize::try_from(index).ok());
-        let index = index.ok_or_else(|| failure("Invalid parameter type for 'cpu-index', expected: integer"))?;
-        session.monitor.set_cpu(index).map_err(|error| failure(error.to_string()))?;
-    }
+    let line = own::text(arguments, "command-line")?;
+    own::choose(session, arguments)?;
     Ok(Value::String(session.monitor.execute(line)))
 }
 

@@ -36,7 +36,6 @@ pub(crate) struct Snapshot {
     pub space: AddressSpace,
     pub code_size: CodeSize,
     pub virtual_8086: bool,
-    pub pcid: Option<u16>,
     /// Where system calls enter, and where that is in guest physical memory.
     pub entry: Option<(Gva, Gpa)>,
     dr: [u64; 8],
@@ -60,7 +59,6 @@ impl Snapshot {
             code_size: cpu.code_size,
             virtual_8086: cpu.system_flags.virtual_8086(),
             entry: entry(cpu),
-            pcid: cpu.cr4.pcid().then_some((cpu.cr3 & 0xfff) as u16),
             dr: cpu.dr,
             cr8: cpu.apic.task_priority(),
             kernel_gs_base: cpu.msrs.kernel_gs_base,
@@ -106,6 +104,14 @@ impl Snapshot {
             }
             _ => None,
         }
+    }
+
+    /// The registers that may hold an address, by name.
+    pub fn addresses(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let Registers { regs, rip, seg, gdtr, idtr, cr, .. } = &self.registers;
+        let system = [("cr2", cr[1]), ("gdt", gdtr.base), ("idt", idtr.base), ("fs", seg[4].base), ("gs", seg[5].base)];
+        let general = GENERAL.iter().map(|(name, _)| *name).zip(*regs);
+        std::iter::once(("rip", *rip)).chain(general).chain(system)
     }
 
     /// The registers that are shown again and again, by name.

@@ -27,7 +27,9 @@ impl Lens {
     /// The observer for a vCPU; none where nothing is wanted.
     #[must_use]
     pub fn observer(self: &Arc<Self>) -> Option<Arc<dyn Observer>> {
-        let wanted = self.watcher.wants_any() || self.trace.as_ref().is_some_and(|trace| trace.wants_any());
+        let wanted = self.watcher.wants_any()
+            || self.trace.as_ref().is_some_and(|trace| trace.wants_any())
+            || self.kernel().has_files();
         wanted.then(|| Arc::clone(self) as Arc<dyn Observer>)
     }
 
@@ -120,6 +122,10 @@ impl Observer for Lens {
     }
 
     fn system_calls_enter(&self, map: &Arc<PhysicalMap>, entry: Gva, gpa: Gpa) {
+        if self.kernel().has_files() {
+            // It is told at once which of them are another kernel's.
+            let _ = self.kernel().symbols(map, entry, gpa);
+        }
         self.watcher.system_calls_enter(map, entry, gpa);
         if let Some(trace) = &self.trace {
             for missing in trace.kernel_begins(map, entry, gpa) {

@@ -2,6 +2,7 @@
 
 mod convert;
 mod demo;
+mod explain;
 mod feed;
 mod flags;
 mod keyboard;
@@ -44,6 +45,7 @@ fn command() -> Result<End> {
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
     match arguments.split_first() {
         Some((word, rest)) if word == "top" => return top::run(rest).map(|()| End::Status(0)),
+        Some((word, rest)) if word == "explain" => return explain::run(rest).map(|()| End::Status(0)),
         Some((word, rest)) if word == "convert" => return convert::run(rest).map(|()| End::Status(0)),
         _ => {}
     }

@@ -11,7 +11,7 @@ use control::Address;
 use cpu::cpuid::Model;
 use devices::Sink;
 use jit::perf::{Perf, Wanted};
-use lens::symbols::Kernel;
+use lens::symbols::{self, Kernel};
 use lens::trace::{Spec, Summary, TraceError};
 use lens::{Lens, Trace, Watcher};
 use machine::{Accel, Config, DebugConsole};
@@ -45,7 +45,7 @@ pub fn run(flags: &Flags) -> Result<End> {
     }
     let mut trace = None;
     let perfetto = flags.perfetto.as_ref().map(timeline::create).transpose()?;
-    let kernel = Arc::<Kernel>::default();
+    let kernel = symbols(flags)?;
     let mut session = Session::new(|events| {
         let mut config = config(flags)?;
         config.serials = console.serial.iter().map(|to| serial(to, events)).collect::<Result<_>>()?;
@@ -85,6 +85,13 @@ pub fn run(flags: &Flags) -> Result<End> {
     let end = session.wait();
     let end = trace.map_or(end, |trace| finish(&trace, end));
     Ok(perfetto.map_or(end, |perfetto| timeline::finish(&perfetto, end)))
+}
+
+/// What is asked for symbols, with the files that `-symbols` names.
+pub fn symbols(flags: &Flags) -> Result<Arc<Kernel>> {
+    let files =
+        flags.symbols.iter().map(|source| symbols::File::open(source).context("-symbols")).collect::<Result<_>>()?;
+    Ok(Arc::new(Kernel::new(files, |what| say(what))))
 }
 
 /// The trace that `-trace` asks for.

@@ -162,7 +162,15 @@ fn gdb_sees_registers_threads_and_both_memories() {
         "printf \"rax is %lx\\n\", $rax",
         "set $xmm3.uint128 = 5",
         "printf \"xmm3 is %d\\n\", $xmm3.v4_int32[0]",
-        "set $cr3 = 0",
+        "set $st0 = 2.5",
+        "printf \"st0 is %g\\n\", $st0",
+        "set $cr2 = 0x1234",
+        "set $fs_base = 0x5678",
+        "set $cr4 = $cr4 | 0x80",
+        "printf \"cr2 is %lx, fs_base is %lx, cr4 is %lx\\n\", $cr2, $fs_base, $cr4",
+        "set $cr4 = 0x10000000000",
+        "set $cs = 0x1234",
+        "printf \"cr4 is still %lx\\n\", $cr4",
         "x/xw 0x7fffffff0000",
         "x/xw 0xfee00030",
         "maint packet qqemu.PhyMemMode",
@@ -183,6 +191,9 @@ fn gdb_sees_registers_threads_and_both_memories() {
             "efer           0x500",
             "rax is 1234\n",
             "xmm3 is 5\n",
+            "st0 is 2.5\n",
+            "cr2 is 1234, fs_base is 5678, cr4 is a0\n",
+            "cr4 is still a0\n",
             "received: \"0\"",
             "received: \"OK\"",
             "received: \"1\"",
@@ -192,7 +203,7 @@ fn gdb_sees_registers_threads_and_both_memories() {
     );
     // What goes to standard error.
     for part in [
-        "Could not write register", // CR3
+        "Could not write register", // CR4 and CS
         "Cannot access memory at address 0x7fffffff0000",
         "Cannot access memory at address 0xfee00030",
         "VM status: paused\n",

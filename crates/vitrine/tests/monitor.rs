@@ -56,6 +56,55 @@ fn symbols_of_the_guests_kernel_are_addresses() {
     assert_eq!(session.end(SOON).status.code(), Some(0));
 }
 
+#[test]
+fn processes_and_addresses_are_known_inside_and_outside() {
+    let Some(kernel) = find::debian_kernels().pop() else { return skipped("processes", "no Debian kernel at hand") };
+    let Some(initrd) = initramfs::build(initramfs::INIT) else { return skipped("processes", "no static busybox") };
+    let folder = tempfile::tempdir().unwrap();
+    let (core, other) = (folder.path().join("core"), folder.path().join("System.map"));
+    std::fs::write(&other, "ffffffff81000040 T entry_SYSCALL_64\nffffffff81800000 D linux_banner\n").unwrap();
+    let qmp = format!("unix:{}", folder.path().join("qmp").display());
+    let arguments = ["-kernel", argument(&kernel), "-initrd", argument(initrd.path()), "-append", "interactive"];
+    let more = ["-m", "256M", "-display", "none", "-monitor", "stdio", "-qmp", &qmp, "-symbols", argument(&other)];
+    let mut session = Session::start(VITRINE, &[&arguments[..], &more].concat());
+    let start = Instant::now();
+    while !session.stdout.text().contains("  sh\n") {
+        assert!(start.elapsed() < guests::PATIENCE, "{}", session.stdout.text());
+        session.send("info processes\n");
+        std::thread::sleep(Duration::from_millis(250));
+    }
+    assert!(session.stdout.text().contains("  kthreadd\n"), "{}", session.stdout.text());
+    session.send(&format!("stop\ndump-guest-memory {}\ninfo status\n", core.display()));
+    session.expect("VM status: paused\n", SOON);
+    let explain = |address: &str, of: &str| {
+        let output = std::process::Command::new(VITRINE).args(["explain", address, of]).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    // From the machine and from the file, the walk is the same.
+    let walks = [&qmp, argument(&core)].map(|of| {
+        let (status, text, errors) = explain("saved_command_line", of);
+        assert_eq!((status, errors.as_str()), (Some(0), ""), "{text}");
+        assert!(text.contains("(saved_command_line) on CPU #0"), "{text}");
+        text.lines().take_while(|line| !line.contains("TLB")).map(str::to_owned).collect::<Vec<_>>()
+    });
+    assert!(walks[0].len() > 5, "{walks:?}");
+    assert_eq!(walks[0], walks[1]);
+    for (address, of, part) in [
+        ("0", argument(&other), "dump-guest-memory"),
+        ("0", "/no/such/file", "No such file"),
+        ("0", "unix:/no/such/socket", "No such file"),
+        ("nothing", argument(&core), "unknown symbol 'nothing'"),
+        ("0 1", argument(&core), "extraneous"),
+    ] {
+        let (status, text, errors) = explain(address, of);
+        assert_eq!((status, text.as_str()), (Some(1), ""), "{errors}");
+        assert!(errors.contains(part), "{errors}");
+    }
+    session.send("quit\n");
+    let ended = session.end(SOON);
+    assert!(ended.stderr.contains("it is of another kernel than the guest's (Linux version "), "{ended:?}");
+}
+
 /// Even while the guest waits for somebody to read what it writes.
 #[test]
 fn quit_works_whatever_the_guest_does() {

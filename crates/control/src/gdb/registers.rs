@@ -2,11 +2,12 @@
 //!
 //! They are those of gdb's `i386:x86-64` with SSE and segment bases, and control registers in a feature of their own.
 
+use cpu::Cpu;
 use gdbstub::arch::{Arch, Registers};
 use machine::Vcpu;
 use std::fmt::Write;
 use std::sync::LazyLock;
-use x86::Rflags;
+use x86::{Exception, Rflags, msr};
 
 /// A register's name, its width in bits, and its type for gdb.
 type Register = (&'static str, u32, &'static str);
@@ -144,15 +145,56 @@ impl Gdb {
         }
     }
 
-    /// Sets what differs on a vCPU. False: something differs that cannot be set (segments, x87 and system registers),
-    /// and nothing has been.
+    /// Sets what differs on a vCPU. False: something has a value that the processor does not take, or is CS, which goes with
+    /// the privilege level; nothing has been set then.
     pub fn put(&self, vcpu: &mut Vcpu) -> bool {
         let now = Self::of(vcpu);
-        let fixed = |it: &Self| (it.selectors, it.st, it.x87, it.bases, it.system);
-        if fixed(&now) != fixed(self) {
-            return false;
+        let put = self.selectors[0] == now.selectors[0] && self.differing(&now, &mut vcpu.cpu).is_ok();
+        if !put {
+            // What a processor has it takes again.
+            let half = Self::of(vcpu);
+            let _ = now.differing(&half, &mut vcpu.cpu);
         }
-        let cpu = &mut vcpu.cpu;
+        vcpu.cpu.update_mode();
+        put
+    }
+
+    /// Sets what differs from `now`, which is what there is.
+    fn differing(&self, now: &Self, cpu: &mut Cpu) -> Result<(), Exception> {
+        let [k_gs_base, cr0, cr2, cr3, cr4, cr8, efer] = self.system;
+        let [.., now_cr0, _, now_cr3, now_cr4, now_cr8, now_efer] = now.system;
+        if efer != now_efer {
+            cpu.write_msr(msr::EFER, efer)?;
+        }
+        if cr4 != now_cr4 {
+            cpu.set_cr4(cr4)?;
+        }
+        if cr3 != now_cr3 {
+            cpu.set_cr3(cr3)?;
+        }
+        if cr0 != now_cr0 {
+            cpu.set_cr0(cr0)?;
+        }
+        cpu.cr2 = cr2;
+        if cr8 != now_cr8 {
+            let class = u8::try_from(cr8).ok().filter(|class| *class < 16).ok_or(Exception::GP0)?;
+            cpu.apic.set_task_priority(class);
+        }
+        // A selector brings a base, which may then be set as well.
+        for (at, register) in [(1, 2), (2, 3), (3, 0), (4, 4), (5, 5)] {
+            if self.selectors[at] != now.selectors[at] {
+                let selector = u16::try_from(self.selectors[at]).map_err(|_| Exception::GP0)?;
+                cpu.load_segment(register, selector)?;
+            }
+        }
+        let bases = [msr::FS_BASE, msr::GS_BASE, msr::KERNEL_GS_BASE].into_iter();
+        let (wanted, had) = (self.bases.iter().chain([&k_gs_base]), now.bases.iter().chain(&now.system[..1]));
+        for ((number, wanted), had) in bases.zip(wanted).zip(had) {
+            if wanted != had {
+                cpu.write_msr(number, *wanted)?;
+            }
+        }
+        self.units(now, cpu);
         for (at, value) in GENERAL.into_iter().zip(self.general) {
             cpu.regs[at & 15] = value;
         }
@@ -160,12 +202,29 @@ impl Gdb {
         // VM changes how segments are to be read; that is no plain flag.
         let mask = Rflags::new().with_virtual_8086(true).into_bits();
         cpu.set_rflags(self.eflags.into(), 0x3f_7fd5 & !mask);
-        for (i, value) in self.xmm.into_iter().enumerate() {
-            cpu.vector.set_xmm(i, value);
+        Ok(())
+    }
+
+    /// The same for x87 and SSE, which take any value.
+    fn units(&self, now: &Self, cpu: &mut Cpu) {
+        let vector = &mut cpu.vector;
+        if (self.x87, self.st) != (now.x87, now.st) {
+            let [fcw, fsw, tags, fip_high, fip, fdp_high, fdp, fop] = self.x87;
+            let half = |value: u32| (value & 0xffff) as u16;
+            let whole = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+            vector.set_fcw(half(fcw));
+            vector.set_fsw(half(fsw));
+            vector.update_x87_summary();
+            vector.set_full_tags(half(tags));
+            vector.set_x87_pointers((half(fop) & 0x7ff, whole(fip_high, fip), whole(fdp_high, fdp)));
+            for (i, value) in self.st.iter().enumerate() {
+                vector.set_st(i, value);
+            }
         }
-        cpu.vector.mxcsr = self.mxcsr & host::vector::mxcsr_mask();
-        cpu.update_mode();
-        true
+        for (i, value) in self.xmm.into_iter().enumerate() {
+            vector.set_xmm(i, value);
+        }
+        vector.mxcsr = self.mxcsr & host::vector::mxcsr_mask();
     }
 }
 

@@ -195,3 +195,72 @@ fn what_is_not_the_protocol_is_refused_and_the_conversation_goes_on() {
     client.send(":\n \"query-status\"}");
     assert_eq!(client.json()["return"]["running"], true);
 }
+
+#[test]
+fn programs_ask_what_people_ask_the_monitor() {
+    let guest = Guest::running();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("qmp");
+    let _server = serve_qmp(&path, guest.handle.clone()).unwrap();
+    let mut client = Client::new(&path);
+    client.json();
+    client.ask(&execute("qmp_capabilities"));
+    let mut own = |name: &str, arguments: Value| {
+        client.ask(&json!({ "execute": format!("x-vitrine-{name}"), "arguments": arguments }))
+    };
+    let translated = own("translate", json!({ "address": "0x110000" }))["return"].take();
+    assert_eq!((&translated["gva"], &translated["gpa"]), (&json!("0000000000110000"), &json!("0000000000110000")));
+    let hva = guest.handle.map().hva_of(memory::Gpa(0x11_0000)).unwrap();
+    assert_eq!(translated["hva"], json!(format!("{hva:016x}")));
+    assert!(own("translate", json!({ "address": "0xffff800000000000" }))["return"]["gpa"].is_null());
+    for physical in [false, true] {
+        let read = own("read-memory", json!({ "address": "0x110000", "size": 8, "physical": physical }));
+        assert_eq!(read["return"]["bytes"], "8877665544332211");
+    }
+    let steps = own("explain", json!({ "address": "$rip" }))["return"]["steps"].take();
+    assert!(steps.as_array().is_some_and(|steps| steps.iter().any(|step| step[0] == "CR3")), "{steps}");
+    assert_eq!(own("symbol", json!({ "address": "0x110000" }))["return"]["symbol"], Value::Null);
+    assert!(own("stats", json!({}))["return"]["vcpus"][0]["rip"].is_string());
+    let wrong = [
+        ("processes", json!({}), "no symbols"),
+        ("read-memory", json!({ "address": "0x110000" }), "'size' is missing"),
+        ("read-memory", json!({ "address": "0x110000", "size": 1 << 30 }), "too large"),
+        ("read-memory", json!({ "address": "0xfee00000", "size": 4 }), "not all of 4 bytes"),
+        ("read-memory", json!({ "address": "0", "size": 4, "physical": 1 }), "expected: boolean"),
+        ("translate", json!({}), "'address' is missing"),
+        ("translate", json!({ "address": 1 }), "expected: string"),
+        ("translate", json!({ "address": "$foo" }), "unknown register"),
+        ("translate", json!({ "address": "1 2" }), "extraneous"),
+        ("explain", json!({ "address": "$rip", "cpu-index": 9 }), "CPU #9"),
+        ("symbol", json!({ "gva": "1" }), "'gva' is unexpected"),
+    ];
+    for (name, arguments, part) in wrong {
+        let answer = own(name, arguments);
+        assert!(is_error(&answer, "GenericError", part), "{name}: {answer}");
+    }
+}
+
+#[test]
+fn the_schema_has_every_command_and_type() {
+    let guest = Guest::running();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("qmp");
+    let _server = serve_qmp(&path, guest.handle.clone()).unwrap();
+    let mut client = Client::new(&path);
+    client.json();
+    client.ask(&execute("qmp_capabilities"));
+    let schema = client.ask(&execute("query-qmp-schema"))["return"].take();
+    let schema = schema.as_array().unwrap();
+    let find = |name: &Value| schema.iter().find(|it| it["name"] == *name).unwrap_or_else(|| panic!("no {name}"));
+    for command in client.ask(&execute("query-commands"))["return"].as_array().unwrap() {
+        let told = find(&command["name"]);
+        assert_eq!(told["meta-type"], "command");
+        for member in find(&told["arg-type"])["members"].as_array().unwrap() {
+            find(&member["type"]);
+        }
+        find(&told["ret-type"]);
+    }
+    let read = find(&json!("x-vitrine-read-memory-arg"));
+    assert_eq!(read["members"][1], json!({ "name": "size", "type": "int" }));
+    assert_eq!(read["members"][2], json!({ "name": "physical", "type": "bool", "default": null }));
+}

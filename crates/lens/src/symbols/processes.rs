@@ -1,15 +1,15 @@
 //! The processes of a Linux guest, by its list of tasks in guest physical memory.
 //!
 //! The list begins at `init_task`; where its members are is told by the kernel's own description of its types
-//! ([`Btf`]), between `__start_BTF` and `__stop_BTF`. Everything is read by physical address: the kernel's image is in
-//! one piece, and what it allocates is in its direct map of memory, so that no page tables are needed (those of a program
-//! may not map the kernel). Left out: threads but the first of each process.
+//! ([`Btf`]), between `__start_BTF` and `__stop_BTF`. Everything is read by physical address
+//! ([`Memory`]). Left out: threads but the first of each process.
 //!
 //! A guest that runs changes the list meanwhile, and one may have written anything there: what is followed is bounded, and
 //! what cannot be read ends the list.
 
 use super::Table;
 use super::btf::Btf;
+use super::memory::{Memory, Places};
 use memory::{Gpa, Gva, PhysicalMap};
 
 /// Processes that are followed: as many as Linux has at most by default.
@@ -18,10 +18,6 @@ const MOST: usize = 1 << 15;
 const TYPES: u64 = 64 << 20;
 /// Bytes of a task's name (`TASK_COMM_LEN`).
 const NAME: usize = 16;
-/// Where kernels' images are mapped.
-const IMAGE: u64 = 0xffff_ffff_8000_0000;
-/// Where all of memory is mapped, if the kernel does not say (without `CONFIG_DYNAMIC_MEMORY_LAYOUT`).
-const DIRECT: u64 = 0xffff_8880_0000_0000;
 /// With page-table isolation, CR3 of a program has this bit set, and that of its kernel has not.
 const USER_TABLES: u64 = 0x1000;
 /// Bits of CR3 that are the table's address.
@@ -97,11 +93,8 @@ impl Layout {
 /// A kernel whose processes can be listed.
 #[derive(Clone, Debug)]
 pub struct Processes {
-    /// The address of a byte of the kernel's image, and where that is in physical memory.
-    image: (Gva, Gpa),
+    places: Places,
     init: Gva,
-    /// The variable that says where all of memory is mapped.
-    direct: Option<Gva>,
     layout: Layout,
 }
 
@@ -118,28 +111,22 @@ impl Processes {
         let (Some(start), Some(end)) = (symbols.find("__start_BTF"), symbols.find("__stop_BTF")) else {
             return Err(Unlisted::NoTypes);
         };
-        let direct = symbols.find("page_offset_base");
-        let layout = Layout { tasks: 0, pid: 0, comm: 0, mm: 0, pgd: 0 };
-        let found = Self { image: (entry, gpa), init, direct, layout };
+        let places = Places::of(symbols, entry, gpa);
         let len = end.0.checked_sub(start.0).filter(|len| *len <= TYPES).ok_or(Unlisted::NoTypes)?;
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-        map.read(found.in_image(start), &mut bytes).map_err(|_| Unlisted::NoTypes)?;
+        places.look(map).read(start, &mut bytes).ok_or(Unlisted::NoTypes)?;
         let layout = Layout::of(&Btf::parse(&bytes).ok_or(Unlisted::NoTypes)?)?;
-        Ok(Self { layout, ..found })
-    }
-
-    fn in_image(&self, gva: Gva) -> Gpa {
-        self.image.1.wrapping_add(gva.0.wrapping_sub(self.image.0.0))
+        Ok(Self { places, init, layout })
     }
 
     /// All processes, in the kernel's order; the first is its idle task.
     #[must_use]
     pub fn list(&self, map: &PhysicalMap) -> Vec<Process> {
-        let memory = self.memory(map);
+        let memory = self.places.look(map);
         let mut all = Vec::new();
         let mut task = self.init;
         while all.len() < MOST {
-            let Some((process, next)) = memory.task(task) else { break };
+            let Some((process, next)) = self.task(&memory, task) else { break };
             all.push(process);
             task = next;
             if task == self.init {
@@ -152,47 +139,19 @@ impl Processes {
     /// The process of the task of `process`, as it is now. `None`: it cannot be read.
     #[must_use]
     pub fn again(&self, map: &PhysicalMap, process: &Process) -> Option<Process> {
-        self.memory(map).task(process.task).map(|(process, _)| process)
-    }
-
-    fn memory<'a>(&'a self, map: &'a PhysicalMap) -> Memory<'a> {
-        let mut direct = [0; 8];
-        let told = self.direct.filter(|gva| map.read(self.in_image(*gva), &mut direct).is_ok());
-        Memory { map, kernel: self, direct: told.map_or(DIRECT, |_| u64::from_le_bytes(direct)) }
-    }
-}
-
-/// Memory of a kernel.
-struct Memory<'a> {
-    map: &'a PhysicalMap,
-    kernel: &'a Processes,
-    /// Where all of memory is mapped.
-    direct: u64,
-}
-
-impl Memory<'_> {
-    fn bytes<const N: usize>(&self, gva: u64) -> Option<[u8; N]> {
-        let gpa = if gva >= IMAGE { self.kernel.in_image(Gva(gva)) } else { Gpa(gva.checked_sub(self.direct)?) };
-        let mut bytes = [0; N];
-        self.map.read(gpa, &mut bytes).ok()?;
-        Some(bytes)
-    }
-
-    fn word(&self, gva: u64) -> Option<u64> {
-        self.bytes(gva).map(u64::from_le_bytes)
+        self.task(&self.places.look(map), process.task).map(|(process, _)| process)
     }
 
     /// A task, and the one behind it.
-    fn task(&self, task: Gva) -> Option<(Process, Gva)> {
-        let Layout { tasks, pid, comm, mm, pgd } = self.kernel.layout;
-        let at = |offset: u64| task.0.wrapping_add(offset);
-        let next = self.word(at(tasks))?.wrapping_sub(tasks);
-        let pid = u32::from_le_bytes(self.bytes(at(pid))?);
-        let name: [u8; NAME] = self.bytes(at(comm))?;
+    fn task(&self, memory: &Memory<'_>, task: Gva) -> Option<(Process, Gva)> {
+        let Layout { tasks, pid, comm, mm, pgd } = self.layout;
+        let next = memory.word(task.wrapping_add(tasks))?.wrapping_sub(tasks);
+        let pid = u32::from_le_bytes(memory.bytes(task.wrapping_add(pid))?);
+        let name: [u8; NAME] = memory.bytes(task.wrapping_add(comm))?;
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-        let table = match self.word(at(mm))? {
+        let table = match memory.word(task.wrapping_add(mm))? {
             0 => None,
-            mm => Some(Gpa(self.word(mm.wrapping_add(pgd))?.checked_sub(self.direct)?)),
+            mm => Some(memory.physical(Gva(memory.word(Gva(mm.wrapping_add(pgd)))?))?),
         };
         let name = String::from_utf8_lossy(name).into_owned();
         Some((Process { pid, name, table, task }, Gva(next)))

@@ -66,15 +66,29 @@ impl Table {
         self.names.get(symbol.name as usize..(symbol.name + symbol.len) as usize).unwrap_or_default()
     }
 
+    /// All symbols, in the order of their addresses.
+    pub fn iter(&self) -> impl Iterator<Item = (Gva, &str)> {
+        self.symbols.iter().map(|symbol| (Gva(symbol.address), self.name_of(symbol)))
+    }
+
+    /// Whether a symbol of this name is at `address`.
+    #[must_use]
+    pub fn has(&self, address: Gva, name: &str) -> bool {
+        let first = self.symbols.partition_point(|symbol| symbol.address < address.0);
+        let here = self.symbols.get(first..).unwrap_or_default().iter();
+        here.take_while(|symbol| symbol.address == address.0).any(|symbol| self.name_of(symbol) == name)
+    }
+
     /// The last symbol at or before `address`, by its first name; none before the first symbol, nor behind the last one's
-    /// own address, since nothing tells how long that is.
+    /// own address, since nothing tells how long that is. What has no name ends what comes before.
     #[must_use]
     pub fn at(&self, address: Gva) -> Option<Named<'_>> {
         let behind = self.symbols.partition_point(|symbol| symbol.address <= address.0);
         let found = self.symbols.get(behind.checked_sub(1)?)?.address;
         let first = self.symbols.get(self.symbols.partition_point(|symbol| symbol.address < found))?;
         let within = behind < self.symbols.len() || found == address.0;
-        within.then(|| Named { name: self.name_of(first), offset: address.0 - found })
+        let name = Some(self.name_of(first)).filter(|name| within && !name.is_empty())?;
+        Some(Named { name, offset: address.0 - found })
     }
 
     /// The first and the last address of what a symbol names: up to the next symbol.

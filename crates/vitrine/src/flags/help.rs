@@ -12,6 +12,7 @@ Vitrine, an x86-64 machine under glass
     vitrine                                   the demo: Debian's kernel, and one access seen through four addresses
     vitrine view -kernel FILE …               a machine, and a page in the browser that shows it
     vitrine top unix:PATH                     the figures of a machine that runs with -qmp unix:PATH, in the terminal
+    vitrine explain ADDR unix:PATH            the way of an address in a machine that runs, or (FILE) that was saved
     vitrine convert -trace-format csv boot.parquet
                                               a trace in the format of another tool
     vitrine -kernel FILE -initrd FILE -append \"console=ttyS0\" -nographic -m 128M

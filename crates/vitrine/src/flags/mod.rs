@@ -17,6 +17,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser};
 
 use control::Address;
 use cpu::cpuid::Model;
+use lens::symbols::Source;
 use lens::trace::Spec;
 use lens::{Format, Watch};
 use machine::Accel;
@@ -108,6 +109,9 @@ pub struct Flags {
     #[arg(long, action = ArgAction::SetTrue)]
     pub no_shutdown: bool,
 
+    /// symbols of the kernel or of a program: System.map, vmlinux, or [ADDRESS@]PROGRAM (repeatable)
+    #[arg(long, value_name = "FILE", value_parser = Source::from_str)]
+    pub symbols: Vec<Source>,
     /// print each access that touches these bytes: [r|w|x|rw:][gpa:]ADDR[+LEN], hexadecimal, or [*]SYMBOL, then
     /// [if CONDITION][count N][then ACTION] (repeatable; docs/watch.md)
     #[arg(long, value_name = "WHAT", value_parser = values::watch)]
