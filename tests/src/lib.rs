@@ -2,13 +2,14 @@
 //!
 //! [`image`] assembles tiny multiboot guests, [`initramfs`] packs busybox and an init script, [`find`] knows where
 //! real kernels may lie, [`session`] and [`pty`] run the command over pipes and over a pseudo-terminal, and [`watch`]
-//! reads the lines of the lens, [`timeline`] those for Perfetto. [`browser`] looks at the page. [`measure`] and [`comparison`] are for the benchmarks. Nothing here uses a crate of the
-//! house: tests see the command as a user does.
+//! reads the lines of the lens, [`timeline`] those for Perfetto. [`browser`] looks at the page. [`emulator`], [`measure`]
+//! and [`comparison`] are for the benchmarks. Nothing here uses a crate of the house: tests see the command as a user does.
 //!
 //! Helpers panic with a message where a test would have to give up anyway.
 
 pub mod browser;
 pub mod comparison;
+pub mod emulator;
 pub mod find;
 pub mod image;
 pub mod initramfs;

@@ -311,6 +311,7 @@ impl Cpu {
             pkru: self.pkru,
             pkrs: u32::try_from(self.msrs.pkrs & 0xffff_ffff).unwrap_or(0),
         });
+        self.mmu.report_pdptes(self.origin());
     }
 
     /// The time-stamp counter: nanoseconds of the machine's clock plus what the guest wrote.

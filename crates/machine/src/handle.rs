@@ -7,9 +7,8 @@ use cpu::debugger::Stop;
 use lens::touched::Book;
 use lens::{Lens, Watch, WatchesFull};
 use memory::{Gpa, PhysicalMap};
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How long a vCPU may take to come to its gate.
@@ -204,8 +203,8 @@ impl Handle {
         &self.board.map
     }
 
-    pub(crate) fn counting(&self) -> &AtomicUsize {
-        &self.board.counting
+    pub(crate) fn measuring(&self) -> &Mutex<()> {
+        &self.board.measuring
     }
 
     pub(crate) fn book(&self) -> &Book {

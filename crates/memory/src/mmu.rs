@@ -138,6 +138,8 @@ pub struct Mmu {
     records: bool,
     /// What was touched, while that is noted.
     touched: Option<Box<Touched>>,
+    /// PAE page-directory pointers were loaded, of which the observer was not told.
+    pdptes_loaded: bool,
     /// Pages from which each fetch has to be made.
     uncached: BTreeSet<Gva>,
 }
@@ -168,6 +170,7 @@ impl Mmu {
             asks_anew: Cell::new(false),
             records: false,
             touched: None,
+            pdptes_loaded: false,
             uncached: BTreeSet::new(),
         }
     }

@@ -1,7 +1,6 @@
 //! The hook through which a lens sees accesses. Called on the slow path only: a page that nobody watches costs nothing.
 //!
-//! Left out: the loads of the PAE page-directory pointers by MOV to a control register, and accesses by devices to memory:
-//! no device of this machine makes any.
+//! Left out: accesses by devices to memory; no device of this machine makes any.
 
 use crate::mmu::Origin;
 use crate::{Gpa, Gva, Hva, PhysicalMap};

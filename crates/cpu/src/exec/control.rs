@@ -78,6 +78,7 @@ impl Cpu {
         }
         self.mmu.load_cr3(value, keep).map_err(|()| Exception::GP0)?;
         self.cr3 = value;
+        self.mmu.report_pdptes(self.origin());
         if let Some(witness) = self.mmu.map().witness().get() {
             witness.switched(self.id, Gpa(value & TABLE_ADDRESS));
         }

@@ -1,7 +1,7 @@
 //! What control registers and invalidating instructions do to the TLB (SDM vol. 3A, 4.10.4; APM vol. 2, 5.5).
 
 use super::slow::MapTables;
-use super::{Invpcid, Mmu, PagingRegisters};
+use super::{Invpcid, Mmu, Origin, PagingRegisters};
 use crate::Gva;
 use crate::walk::Mode;
 
@@ -19,7 +19,7 @@ impl Mmu {
         let reload = self.loads_pdptes(&registers);
         self.paging.set(registers);
         if reload && let Some(pdptes) = self.paging.read_pdptes(&mut MapTables::silent(&self.map), registers.cr3) {
-            self.paging.set_pdptes(pdptes);
+            self.take_pdptes(pdptes);
         }
 
         let (cr4, was) = (registers.cr4, old.cr4);
@@ -85,7 +85,7 @@ impl Mmu {
     pub fn load_cr3(&mut self, cr3: u64, keep: bool) -> Result<(), ()> {
         if self.paging.mode() == Mode::Pae {
             let pdptes = self.paging.read_pdptes(&mut MapTables::silent(&self.map), cr3).ok_or(())?;
-            self.paging.set_pdptes(pdptes);
+            self.take_pdptes(pdptes);
         }
         let registers = PagingRegisters { cr3: cr3 & !(1 << 63), ..*self.paging.registers() };
         self.paging.set(registers);
@@ -99,6 +99,22 @@ impl Mmu {
         }
         self.renew();
         Ok(())
+    }
+
+    fn take_pdptes(&mut self, pdptes: [u64; 4]) {
+        self.paging.set_pdptes(pdptes);
+        self.pdptes_loaded = true;
+    }
+
+    /// Tells the observer of the PAE page-directory pointers that were loaded since this was called last, if any were.
+    /// `origin`: by whom.
+    pub fn report_pdptes(&mut self, origin: Origin) {
+        if std::mem::take(&mut self.pdptes_loaded)
+            && let Some(observer) = self.observer.as_deref()
+        {
+            let cr3 = self.paging.registers().cr3;
+            let _ = self.paging.read_pdptes(&mut MapTables::told(&self.map, (observer, origin, cr3)), cr3);
+        }
     }
 
     /// INVLPG.

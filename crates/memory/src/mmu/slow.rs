@@ -56,6 +56,11 @@ impl<'a> MapTables<'a> {
         Self { map, observer: None }
     }
 
+    /// With one who is told, on whose behalf, and CR3.
+    pub fn told(map: &'a PhysicalMap, who: (&'a dyn Observer, Origin, u64)) -> Self {
+        Self { map, observer: Some(who) }
+    }
+
     fn report(&self, kind: AccessKind, gpa: Gpa, hva: Option<Hva>, size: u64, value: u64, old: Option<u64>) {
         if let Some((observer, origin, cr3)) = self.observer
             && observer.wants_walks(gpa.page())

@@ -558,6 +558,23 @@ fn pae_pointers_are_taken_at_mov_cr3_only() {
 }
 
 #[test]
+fn loads_of_pae_pointers_are_reported_once() {
+    let (map, _) = map();
+    let mut mmu = Mmu::new(Arc::clone(&map), 0);
+    let watcher = Arc::new(Watcher { walks: vec![0x1000, 0x3000], ..Watcher::default() });
+    mmu.set_observer(Some(Arc::<Watcher>::clone(&watcher)));
+    (0..4).for_each(|n| poke(&map, 0x3020 + 8 * n, (0x4000 + (n << 12)) | P));
+    mmu.set_registers(PagingRegisters { efer: Efer::new(), ..long_mode(0x1020) });
+    mmu.report_pdptes(BY);
+    mmu.report_pdptes(BY);
+    mmu.load_cr3(0x3020, false).expect("valid pointers");
+    mmu.report_pdptes(BY);
+    let first = (0..4).map(|n| (AccessKind::WalkRead, 0, 0x1020 + 8 * n, 8, 0));
+    let second = (0..4u64).map(|n| (AccessKind::WalkRead, 0, 0x3020 + 8 * n, 8, u128::from((0x4000 + (n << 12)) | P)));
+    assert_eq!(watcher.take().iter().map(brief).collect::<Vec<_>>(), first.chain(second).collect::<Vec<_>>());
+}
+
+#[test]
 fn pkru_acts_on_what_is_cached() {
     let (map, _) = map();
     let mut tables = Builder::new(&map);
