@@ -13,14 +13,17 @@ use machine::{Bus, VcpuStats};
 use memory::walk::Mode;
 use memory::{Gpa, Gva};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
+/// How long instructions are counted to know their rate.
+const WINDOW: Duration = Duration::from_millis(40);
 /// Processes that are listed.
 const PROCESSES: usize = 256;
 /// Address spaces of a working set.
 const SPACES: usize = 8;
 
 /// A machine's figures.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
     /// Nanoseconds that the machine has run.
     pub time: u64,
@@ -79,12 +82,10 @@ impl From<lens::touched::Pages> for Pages {
 }
 
 /// A vCPU's.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Vcpu {
-    /// Instructions executed.
-    pub instructions: u64,
-    /// Whether those are all. Else translated code has not counted its own.
-    pub counted: bool,
+    /// Instructions that it executes in a second, if that was to be measured.
+    pub rate: Option<f64>,
     /// Where it is.
     pub rip: String,
     /// In which function of the guest's kernel that is.
@@ -166,20 +167,21 @@ pub struct Device {
 }
 
 impl Monitor {
-    /// The machine's figures now.
+    /// The machine's figures now. With `measure`, instructions are counted for a moment first.
     ///
     /// # Errors
     /// A vCPU cannot be looked at.
-    pub fn figures(&mut self) -> Result<Figures, MonitorError> {
-        let look = |vcpu: &mut machine::Vcpu| (Snapshot::take(vcpu), vcpu.stats(), vcpu.cpu.stop_at.is_some());
+    pub fn figures(&mut self, measure: bool) -> Result<Figures, MonitorError> {
+        let rates = if measure { self.handle.measure(WINDOW)? } else { Vec::new() };
+        let look = |vcpu: &mut machine::Vcpu| (Snapshot::take(vcpu), vcpu.stats());
         let mut processes = Vec::new();
         let vcpus = (0..self.handle.vcpus()).map(|index| {
-            let (snapshot, stats, counts) = self.handle.inspect(index, look)?;
+            let (snapshot, stats) = self.handle.inspect(index, look)?;
             // One kernel runs on all of them.
             if index == 0 {
                 processes = self.processes(&snapshot).unwrap_or_default();
             }
-            Ok(self.vcpu(&snapshot, &stats, counts, &processes))
+            Ok(Vcpu { rate: rates.get(index).copied(), ..self.vcpu(&snapshot, &stats, &processes) })
         });
         let vcpus = vcpus.collect::<Result<_, MonitorError>>()?;
         let device = |device: machine::DeviceCount| Device {
@@ -214,7 +216,7 @@ impl Monitor {
         Ok(self.handle.working_set()?.map(shown))
     }
 
-    fn vcpu(&self, snapshot: &Snapshot, stats: &VcpuStats, counts: bool, processes: &[Process]) -> Vcpu {
+    fn vcpu(&self, snapshot: &Snapshot, stats: &VcpuStats, processes: &[Process]) -> Vcpu {
         let memory::tlb::Stats {
             hits,
             victim_hits,
@@ -229,8 +231,7 @@ impl Monitor {
         let registers = &snapshot.registers;
         let delivered = (0..=u8::MAX).zip(&stats.delivered).filter(|(_, count)| **count > 0);
         Vcpu {
-            instructions: stats.instructions,
-            counted: counts || stats.jit.is_none(),
+            rate: None,
             rip: format!("{:016x}", registers.rip),
             symbol: self.symbols(snapshot).at(Gva(registers.rip)).map(|named| named.to_string()),
             cpl: registers.cpl,

@@ -6,7 +6,7 @@ use crate::Monitor;
 use crate::client::{Address, Outbox, Server, SocketError, Talk};
 use crate::info;
 use devices::sync::lock;
-use machine::{Event, Handle, Looking, RunState};
+use machine::{Event, Handle, RunState};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
@@ -53,7 +53,7 @@ const COMMANDS: &[Command] = &[
     Command { name: "query-version", arguments: &[], run: |_, _| Ok(version()) },
     Command { name: "query-commands", arguments: &[], run: query_commands },
     Command { name: "query-cpus-fast", arguments: &[], run: query_cpus },
-    Command { name: "query-figures", arguments: &[COUNT], run: figures },
+    Command { name: "query-figures", arguments: &[MEASURE], run: figures },
     Command { name: "query-qmp-schema", arguments: &[], run: |_, _| Ok(schema::schema()) },
     Command { name: "human-monitor-command", arguments: HUMAN, run: human },
     Command { name: "stop", arguments: &[], run: |session, _| session.done(Handle::pause) },
@@ -64,11 +64,11 @@ const COMMANDS: &[Command] = &[
     Command { name: "x-vitrine-explain", arguments: &[own::ADDRESS, own::CPU], run: own::explain },
     Command { name: "x-vitrine-processes", arguments: &[own::CPU], run: own::processes },
     Command { name: "x-vitrine-read-memory", arguments: own::READ, run: own::read_memory },
-    Command { name: "x-vitrine-stats", arguments: &[COUNT], run: figures },
+    Command { name: "x-vitrine-stats", arguments: &[MEASURE], run: figures },
     Command { name: "x-vitrine-symbol", arguments: &[own::ADDRESS, own::CPU], run: own::symbol },
     Command { name: "x-vitrine-translate", arguments: &[own::ADDRESS, own::CPU], run: own::translate },
 ];
-const COUNT: Argument = ("count", Kind::Truth, true);
+const MEASURE: Argument = ("measure", Kind::Truth, true);
 const HUMAN: &[Argument] = &[("command-line", Kind::Text, false), own::CPU];
 
 /// A conversation.
@@ -76,8 +76,6 @@ struct Session {
     handle: Handle,
     monitor: Monitor,
     negotiated: bool,
-    /// While the client wants instructions counted.
-    looking: Option<Looking>,
     client: Arc<Outbox>,
     /// Who is told of events.
     listening: Arc<Mutex<Weak<Outbox>>>,
@@ -251,17 +249,14 @@ fn query_cpus(session: &mut Session, _: &Arguments) -> Answer {
 }
 
 /// Vitrine's own: see [`crate::figures::Figures`].
-/// With `count`, all instructions are counted from now on, until the client goes.
+/// With `measure`, instructions are counted for a moment first.
 fn figures(session: &mut Session, arguments: &Arguments) -> Answer {
-    match arguments.get("count") {
-        None | Some(Value::Bool(false)) => {}
-        Some(Value::Bool(true)) if session.looking.is_some() => {}
-        Some(Value::Bool(true)) => {
-            session.looking = Some(session.handle.look().map_err(|error| failure(error.to_string()))?);
-        }
-        Some(_) => return Err(failure("Invalid parameter type for 'count', expected: boolean")),
-    }
-    let figures = session.monitor.figures().map_err(|error| failure(error.to_string()))?;
+    let measure = match arguments.get("measure") {
+        None => false,
+        Some(Value::Bool(measure)) => *measure,
+        Some(_) => return Err(failure("Invalid parameter type for 'measure', expected: boolean")),
+    };
+    let figures = session.monitor.figures(measure).map_err(|error| failure(error.to_string()))?;
     serde_json::to_value(figures).map_err(|error| failure(error.to_string()))
 }
 
@@ -319,7 +314,6 @@ pub fn serve_qmp(path: &Path, handle: Handle) -> Result<Server, SocketError> {
             monitor: Monitor::new(handle.clone()),
             handle: handle.clone(),
             negotiated: false,
-            looking: None,
             client: Arc::new(outbox.clone()),
             listening: listening.clone(),
             input: Vec::new(),

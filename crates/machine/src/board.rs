@@ -55,8 +55,7 @@ use lens::touched::Book;
 use memory::ram::{GuestRam, RamRegion};
 use memory::{Gpa, Mmio, PhysicalMap};
 use std::fmt;
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 /// Everything that is soldered on.
@@ -68,8 +67,8 @@ pub(crate) struct Board {
     pub(crate) ports: Arc<PortBus>,
     /// Which pages are touched.
     pub(crate) touched: Book,
-    /// How many want all instructions counted.
-    pub(crate) counting: AtomicUsize,
+    /// Held by whoever has instructions counted.
+    pub(crate) measuring: Mutex<()>,
     /// What looks at memory accesses.
     pub(crate) lens: Arc<Lens>,
     /// What the ACPI tables are to say.
@@ -186,7 +185,7 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
         cpu
     });
     let cpus = cpus.collect();
-    let (touched, counting) = (Book::default(), AtomicUsize::new(0));
+    let (touched, measuring) = (Book::default(), Mutex::default());
     let board = Arc::new(Board {
         map,
         clock,
@@ -195,7 +194,7 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
         lens: config.lens,
         ports,
         touched,
-        counting,
+        measuring,
         info,
         uarts,
         resets,

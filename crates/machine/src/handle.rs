@@ -5,11 +5,10 @@ use crate::control::Control;
 use crate::{Event, RunState, Stats, Vcpu};
 use cpu::debugger::Stop;
 use lens::touched::Book;
-use lens::{Lens, Watch, WatchRefused};
+use lens::{Lens, Watch, WatchesFull};
 use memory::{Gpa, PhysicalMap};
-use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How long a vCPU may take to come to its gate.
@@ -79,7 +78,7 @@ pub enum InspectError {
 pub enum WatchError {
     /// It cannot be.
     #[error(transparent)]
-    Refused(#[from] WatchRefused),
+    Refused(#[from] WatchesFull),
     /// A vCPU does not answer.
     #[error(transparent)]
     Inspect(#[from] InspectError),
@@ -204,8 +203,8 @@ impl Handle {
         &self.board.map
     }
 
-    pub(crate) fn counting(&self) -> &AtomicUsize {
-        &self.board.counting
+    pub(crate) fn measuring(&self) -> &Mutex<()> {
+        &self.board.measuring
     }
 
     pub(crate) fn book(&self) -> &Book {

@@ -23,7 +23,7 @@ pub use control::{Crash, Outcome};
 pub use events::{Event, RunState};
 pub use handle::{Bus, Chip, DeviceCount, Handle, InspectError, WatchError};
 pub use registers::Registers;
-pub use touched::{Heat, Looking};
+pub use touched::Heat;
 pub use vcpu::Vcpu;
 
 use board::Board;

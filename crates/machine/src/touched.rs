@@ -1,12 +1,13 @@
 //! Collecting what vCPUs touch and count while somebody looks.
 //!
-//! Both cost something: touched pages a miss each ([`memory::touched`]), and counted instructions make translated code
-//! count. So vCPUs do either only while it is asked for.
+//! Both cost something: touched pages a miss each ([`memory::touched`]), and counting instructions a third of the time
+//! that translated code takes. So vCPUs do either only while it is asked for, and count for moments only.
 
 use crate::handle::{Handle, InspectError};
 use crate::vcpu::Vcpu;
+use devices::sync::lock;
 use lens::touched::{Round, WorkingSet};
-use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// When a vCPU that only counts stops: never.
 pub(crate) const NEVER: u64 = u64::MAX;
@@ -34,26 +35,12 @@ impl Drop for Heat {
     }
 }
 
-/// Has every vCPU count all instructions, while it lives.
-#[derive(Debug)]
-pub struct Looking(Handle);
-
-impl Drop for Looking {
-    fn drop(&mut self) {
-        if self.0.counting().fetch_sub(1, Ordering::SeqCst) == 1 {
-            // A machine that has ended counts nothing.
-            let _ = self.0.on_each(|vcpu| {
-                if vcpu.cpu.stop_at == Some(NEVER) {
-                    vcpu.cpu.stop_at = None;
-                }
-            });
-        }
-    }
-}
-
 impl Handle {
-    fn on_each(&self, act: impl Fn(&mut Vcpu) + Clone + Send + 'static) -> Result<(), InspectError> {
-        (0..self.vcpus()).try_for_each(|index| self.inspect(index, act.clone()))
+    fn on_each<R: Send + 'static>(
+        &self,
+        act: impl Fn(&mut Vcpu) -> R + Clone + Send + 'static,
+    ) -> Result<Vec<R>, InspectError> {
+        (0..self.vcpus()).map(|index| self.inspect(index, act.clone())).collect()
     }
 
     /// Takes what every vCPU has noted; they go on if anybody wants to know. `anew`: pages that are still touched are
@@ -114,16 +101,29 @@ impl Handle {
         Ok(heat)
     }
 
-    /// Has every vCPU count all instructions.
+    /// How many instructions a second each vCPU executes: it counts them for `window`.
     ///
     /// # Errors
     /// A vCPU cannot be looked at.
-    pub fn look(&self) -> Result<Looking, InspectError> {
-        self.counting().fetch_add(1, Ordering::SeqCst);
-        let looking = Looking(self.clone());
-        self.on_each(|vcpu| {
+    pub fn measure(&self, window: Duration) -> Result<Vec<f64>, InspectError> {
+        // Of two who measure at once the first to end would end it for both.
+        let _alone = lock(self.measuring());
+        let begun: Vec<_> = self.on_each(|vcpu| {
             vcpu.cpu.stop_at.get_or_insert(NEVER);
+            (vcpu.cpu.clock.now(), vcpu.cpu.instructions)
         })?;
-        Ok(looking)
+        std::thread::sleep(window);
+        let ended = self.on_each(|vcpu| {
+            if vcpu.cpu.stop_at == Some(NEVER) {
+                vcpu.cpu.stop_at = None;
+            }
+            (vcpu.cpu.clock.now(), vcpu.cpu.instructions)
+        })?;
+        let rate = |(before, now): ((u64, u64), (u64, u64))| {
+            let seconds = now.0.saturating_sub(before.0) as f64 / 1e9;
+            // The clock of a machine that stands does so, too.
+            if seconds > 0.0 { now.1.saturating_sub(before.1) as f64 / seconds } else { 0.0 }
+        };
+        Ok(begun.into_iter().zip(ended).map(rate).collect())
     }
 }

@@ -15,7 +15,6 @@ use jit::perf::Perf;
 use lens::Lens;
 use memory::Gva;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 use x86::{Exception, Vector};
 
@@ -106,8 +105,8 @@ impl Vcpu {
     /// Has the first vCPU stop where the trace begins or ends next, for which it counts its instructions.
     fn set_mark(&mut self, board: &Board) {
         let mark = board.lens.trace().filter(|_| self.cpu.id == 0).and_then(|trace| trace.next_mark());
-        let counts = board.counting.load(Ordering::SeqCst) != 0;
-        self.cpu.stop_at = mark.or(counts.then_some(NEVER));
+        // Somebody may be measuring meanwhile.
+        self.cpu.stop_at = mark.or(self.cpu.stop_at.filter(|stop| *stop == NEVER));
     }
 
     /// Turns the trace on or off if it is time.

@@ -42,9 +42,8 @@ export class Panels {
     const sum = (of) => figures.vcpus.reduce((total, vcpu) => total + of(vcpu), 0);
     const old = (of) => before?.vcpus.reduce((total, vcpu) => total + of(vcpu), 0) ?? sum(of);
     const total = (of) => per(sum(of), old(of));
-    const counted = figures.vcpus.every((vcpu) => vcpu.counted);
-    if (before && counted) {
-      const mips = total((vcpu) => vcpu.instructions) / 1e6;
+    if (cpu.rate !== null) {
+      const mips = sum((vcpu) => vcpu.rate) / 1e6;
       this.mips.push(mips);
       this.mips = this.mips.slice(-MIPS_KEPT);
       $("mips").textContent = mips >= 100 ? Math.round(mips) : mips.toFixed(1);

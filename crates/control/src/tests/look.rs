@@ -76,33 +76,29 @@ fn a_working_set_has_a_beginning_and_an_end() {
 }
 
 #[test]
-fn instructions_are_counted_while_somebody_looks() {
-    let mut guest = busy(Accel::default());
-    assert!(!guest.monitor.figures().unwrap().vcpus[0].counted);
-    let looking = [guest.handle.look().unwrap(), guest.handle.look().unwrap()];
-    let counts = |guest: &mut Guest| {
-        let vcpu = guest.monitor.figures().unwrap().vcpus[0].clone();
-        let count = vcpu.registers.iter().find(|(name, _)| name == "rbx").unwrap().1.clone();
-        (vcpu.instructions, u64::from_str_radix(&count, 16).unwrap(), vcpu.counted)
-    };
-    let [one, two] = looking;
-    for looking in [Some(one), None] {
-        let (instructions, rounds, counted) = counts(&mut guest);
-        assert!(counted);
-        turns(&guest);
-        let (more, further, _) = counts(&mut guest);
-        // Five instructions a round; it may stand within one.
-        assert!((more - instructions).abs_diff(5 * (further - rounds)) <= 4);
-        drop(looking);
+fn instructions_are_counted_for_a_moment() {
+    for accel in [Accel::Interp, Accel::default()] {
+        let mut guest = busy(accel);
+        assert_eq!(guest.monitor.figures(false).unwrap().vcpus[0].rate, None);
+        let state = |vcpu: &mut machine::Vcpu| (vcpu.cpu.clock.now(), vcpu.cpu.regs[3]);
+        let (start, before) = guest.handle.inspect(0, state).unwrap();
+        let rate = guest.monitor.figures(true).unwrap().vcpus[0].rate.unwrap();
+        let (end, after) = guest.handle.inspect(0, state).unwrap();
+        // Five instructions a round. The moment is part of the time between, of which this says how fast it can have been.
+        let all = 5.0 * (after - before) as f64;
+        let most = all / Duration::from_millis(40).as_secs_f64();
+        assert!(rate > 0.0 && rate <= most * 1.01, "{accel:?}: {rate} is more than {most} in {} ns", end - start);
+        assert!(guest.handle.inspect(0, |vcpu| vcpu.cpu.stop_at.is_none()).unwrap(), "no longer than that");
+        guest.handle.pause();
+        assert!(guest.handle.wait_paused());
+        assert_eq!(guest.monitor.figures(true).unwrap().vcpus[0].rate, Some(0.0));
     }
-    drop(two);
-    assert!(!guest.monitor.figures().unwrap().vcpus[0].counted);
 }
 
 #[test]
 fn figures_tell_how_a_machine_is() {
     let mut guest = Guest::running();
-    let figures = guest.monitor.figures().unwrap();
+    let figures = guest.monitor.figures(false).unwrap();
     assert_eq!((figures.status.as_str(), figures.memory), ("running", 16 << 20));
     let vcpu = &figures.vcpus[0];
     assert_eq!((vcpu.paging.as_str(), vcpu.cpl, vcpu.halted), ("4-level paging", 0, false));
@@ -112,7 +108,7 @@ fn figures_tell_how_a_machine_is() {
     assert!(figures.devices.iter().any(|device| device.name == "pit" && device.ports));
     assert!(figures.devices.iter().any(|device| device.name == "ioapic" && !device.ports));
     thread::sleep(Duration::from_millis(2));
-    assert!(guest.monitor.figures().unwrap().time > figures.time);
+    assert!(guest.monitor.figures(false).unwrap().time > figures.time);
 }
 
 #[test]

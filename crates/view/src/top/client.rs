@@ -68,7 +68,7 @@ impl Client {
 
     /// The machine's figures now.
     pub fn figures(&mut self) -> Result<Figures, TopError> {
-        let figures = self.ask(&json!({ "execute": "query-figures", "arguments": { "count": true } }))?;
+        let figures = self.ask(&json!({ "execute": "query-figures", "arguments": { "measure": true } }))?;
         serde_json::from_value(figures).map_err(|error| TopError::Strange(error.to_string()))
     }
 

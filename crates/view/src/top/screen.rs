@@ -37,7 +37,7 @@ impl Screen {
         if self.mips.len() == CHART {
             self.mips.pop_front();
         }
-        let mips = self.rate(instructions(&self.now), instructions(&self.before)) / 1e6;
+        let mips = self.now.vcpus.iter().filter_map(|vcpu| vcpu.rate).sum::<f64>() / 1e6;
         // No rate is negative, and none exceeds what fits.
         self.mips.push_back(mips.round() as u64);
     }
@@ -226,10 +226,6 @@ impl Screen {
         let keys = format!(" q quit   space {toggle}   m mark a working set   u unmark");
         frame.render_widget(Line::from(keys).style(Style::new().dim()), area);
     }
-}
-
-fn instructions(figures: &Figures) -> u64 {
-    figures.vcpus.iter().map(|vcpu| vcpu.instructions).sum()
 }
 
 /// An address without leading zeros.

@@ -18,8 +18,7 @@ use tempfile::tempdir;
 /// Figures after so many seconds of work.
 fn figures(seconds: u64) -> Figures {
     let vcpu = Vcpu {
-        instructions: seconds * 250_000_000,
-        counted: true,
+        rate: Some(250e6),
         rip: "ffffffff81000123".to_owned(),
         symbol: Some("schedule+0x12".to_owned()),
         paging: "4-level paging".to_owned(),
@@ -130,7 +129,9 @@ fn figures_and_rates_are_on_the_screen() {
 #[test]
 fn a_machine_that_stands_has_no_rates() {
     let mut screen = Screen::new(figures(2));
-    screen.take(Figures { status: "paused".to_owned(), ..figures(2) });
+    let mut paused = Figures { status: "paused".to_owned(), ..figures(2) };
+    paused.vcpus[0].rate = Some(0.0);
+    screen.take(paused);
     let text = shown(&screen, 120, 40);
     assert!(has(&text, &["Vitrine", "paused"]) && has(&text, &["0 million"]), "{text}");
     assert!(has(&text, &["page walks", "5.0M", "0"]) && has(&text, &["space continue"]), "{text}");

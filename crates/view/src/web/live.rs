@@ -3,7 +3,7 @@
 use control::Monitor;
 use control::figures::Figures;
 use lens::touched::{Pages, Round, Run};
-use machine::{Handle, Heat, Looking};
+use machine::{Handle, Heat};
 use serde::Serialize;
 use std::io;
 use std::sync::Arc;
@@ -86,14 +86,12 @@ struct Eye {
     monitor: Monitor,
     handle: Handle,
     heat: Option<Heat>,
-    _looking: Option<Looking>,
 }
 
 impl Eye {
     fn open(handle: &Handle) -> Self {
         // A machine that does not answer is asked again for its figures, which tell why.
-        let (heat, looking) = (handle.heat().ok(), handle.look().ok());
-        Self { monitor: Monitor::new(handle.clone()), handle: handle.clone(), heat, _looking: looking }
+        Self { monitor: Monitor::new(handle.clone()), handle: handle.clone(), heat: handle.heat().ok() }
     }
 
     fn look(&mut self) -> Look {
@@ -101,7 +99,7 @@ impl Eye {
             self.heat = self.handle.heat().ok();
         }
         let heat = self.heat.as_ref().and_then(|heat| heat.turn().ok()).map(Touched::from);
-        match self.monitor.figures() {
+        match self.monitor.figures(true) {
             Ok(figures) => Look { figures: Some(figures), error: None, heat },
             Err(error) => Look { figures: None, error: Some(error.to_string()), heat },
         }
