@@ -84,8 +84,8 @@ const COMMANDS: &[Command] = &[
     },
     Command {
         names: &["watch"],
-        arguments: "[r|w|x|rw:][gpa:]addr[+len]",
-        help: "show each access to these bytes from now on; for addr also [*]symbol",
+        arguments: "[r|w|x|rw:][gpa:]addr[+len] [if ...] [count n] [then ...]",
+        help: "watch accesses to these bytes from now on; for addr also [*]symbol (more: help watch)",
         run: watching::watch,
     },
     Command {
@@ -176,7 +176,9 @@ fn help(_: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
             .ok_or_else(|| MonitorError::Unknown(format!("info {}", clipped(&subject)))),
         ("info", Err(_)) => Ok(all_infos()),
         (name, _) => {
-            by_name(COMMANDS, name).map(|command| line(command, "")).ok_or_else(|| MonitorError::Unknown(clipped(name)))
+            let command = by_name(COMMANDS, name).ok_or_else(|| MonitorError::Unknown(clipped(name)))?;
+            let more = if command.names.contains(&"watch") { watching::LANGUAGE } else { "" };
+            Ok(line(command, "") + more)
         }
     }
 }

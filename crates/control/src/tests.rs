@@ -14,6 +14,7 @@ mod look;
 mod sockets;
 mod tracing;
 mod watches;
+mod watchpoints;
 
 const VALUE: u64 = 0x1122_3344_5566_7788;
 
@@ -277,6 +278,7 @@ fn everything_can_be_asked() {
         ("info", "info version -- show the version"),
         ("help", "x/fmt addr -- virtual memory dump"),
         ("help x", "x/fmt addr -- virtual memory dump starting at 'addr'\n"),
+        ("help watch", "\n            watch w:jiffies+8 if rip not in tick_do_update_jiffies64 then stop\n"),
         ("help info tlb", "info tlb [first [last]] -- "),
         ("info registers -a", "\nCPU#0\n"),
     ] {

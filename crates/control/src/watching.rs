@@ -6,6 +6,20 @@ use crate::monitor::{Monitor, MonitorError, Outcome};
 use lens::Listed;
 use lens::watch::Start;
 
+/// What `help watch` says besides.
+pub(crate) const LANGUAGE: &str = "\
+  [KINDS:][gpa:]ADDRESS[+LENGTH] [if CONDITION [and CONDITION]...] [count N] [then ACTION]
+  [KINDS:][*]SYMBOL[+LENGTH]     ...
+kinds:      r, w, x or several of them (rw); addresses, lengths and values are hexadecimal
+conditions: value, old, size, cpu, cr3, rip compared (value & ff == 63, value != old, size == 8)
+            rip in FUNCTION|ADDRESS[+LENGTH], rip not in ..., process == NAME, user, kernel
+count N:    it is over after N accesses
+actions:    print (default), log, count, stop
+examples:   watch r:*saved_command_line
+            watch w:jiffies+8 if rip not in tick_do_update_jiffies64 then stop
+            watch rw:gpa:7edec80+4 if value & ff == 63 and user count 10
+";
+
 /// `watch`: without an expression, what there is.
 pub(crate) fn watch(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     let text = arguments.text();

@@ -52,6 +52,10 @@ impl Cpu {
         locked: bool,
         f: &mut dyn FnMut(T) -> T,
     ) -> Result<T, Exception> {
+        if self.careful {
+            // It reads as well as it writes.
+            self.debugger.note(gva.0, T::SIZE, false);
+        }
         let origin = self.origin();
         self.mmu.update(origin, gva, locked, f).map_err(|fault| self.memory_fault(fault, seg == SS))
     }
@@ -119,6 +123,10 @@ impl Cpu {
             MemoryFault::Page { gva, code } => {
                 self.fault_address = gva.0;
                 Exception::page_fault(code)
+            }
+            MemoryFault::Trapped => {
+                self.debugger.ask();
+                Exception::GP0
             }
             MemoryFault::NonCanonical if stack => Exception::SS0,
             MemoryFault::NonCanonical => Exception::GP0,

@@ -1,9 +1,10 @@
 //! Where a debugger wants the vCPU to stop: beside the guest's own debug registers, which know nothing of it.
 //!
 //! Code in a page with a breakpoint is fetched anew for each instruction, before which it is compared; all other code
-//! runs as ever. With a watchpoint the vCPU goes one instruction at a time, as with the guest's own (see
-//! [`crate::debug`]). Watched are the explicit accesses of instructions and those of the stack; descriptor tables, page tables
-//! and devices are not. A read-modify-write counts as a write.
+//! runs as ever. Data in a page with a watchpoint is trapped ([`memory::Mmu::set_trapped`]): an instruction that is about to
+//! access it has done nothing yet, and is executed once more on the careful path, which compares each access exactly, as
+//! with the guest's own breakpoints (see [`crate::debug`]). All other code runs as ever, in either tier. Watched are the explicit
+//! accesses of instructions and those of the stack; descriptor tables and page tables are not. A read-modify-write counts as both.
 
 use crate::Cpu;
 use memory::Gva;
@@ -51,11 +52,24 @@ pub struct Debugger {
     pub watchpoints: BTreeSet<Watchpoint>,
     /// What is to be told, the first if there were several.
     stop: Option<Stop>,
+    /// An instruction would have accessed a page with a watchpoint, and is to be executed once more.
+    asked: bool,
+    /// Accesses are compared now.
+    pub(crate) comparing: bool,
 }
 
 impl Debugger {
     pub(crate) fn watches(&self) -> bool {
         !self.watchpoints.is_empty()
+    }
+
+    pub(crate) fn ask(&mut self) {
+        self.asked = true;
+    }
+
+    /// Whether the fault that an instruction raised is none, since it is only to be compared.
+    pub(crate) fn take_asked(&mut self) -> bool {
+        std::mem::take(&mut self.asked)
     }
 
     pub(crate) fn note(&mut self, start: u64, len: u64, write: bool) {
@@ -86,6 +100,28 @@ impl Cpu {
     pub fn set_debugger(&mut self, change: impl FnOnce(&mut Debugger)) {
         change(&mut self.debugger);
         self.mmu.set_uncached(self.debugger.breakpoints.iter().map(|gva| gva.page()).collect());
+        let trapped = self.debugger.watchpoints.iter().map(|watchpoint| {
+            let Watchpoint { gva, len, .. } = watchpoint;
+            gva.0..=gva.0.saturating_add(len.saturating_sub(1))
+        });
+        self.mmu.set_trapped(trapped.collect());
+        self.update_mode();
+    }
+
+    /// Calls `act` while accesses are compared with watchpoints, if there are any.
+    pub(crate) fn comparing<R>(&mut self, act: impl FnOnce(&mut Self) -> R) -> R {
+        if !self.debugger.watches() || self.debugger.comparing {
+            return act(self);
+        }
+        self.compare(true);
+        let result = act(self);
+        self.compare(false);
+        result
+    }
+
+    fn compare(&mut self, on: bool) {
+        self.debugger.comparing = on;
+        self.mmu.set_trapping(!on);
         self.update_mode();
     }
 

@@ -120,6 +120,8 @@ impl Cpu {
             }
             if self.must_poll() || self.halted {
                 match self.poll() {
+                    // An event's own accesses may have been watched.
+                    Ok(true) if self.debugger.stopped() => continue,
                     Ok(true) => {}
                     Ok(false) => return Exit::Stopped,
                     Err(fault) => return Exit::TripleFault(fault),
@@ -255,6 +257,11 @@ impl Cpu {
     #[cold]
     #[inline(never)]
     fn step(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
+        self.comparing(|cpu| cpu.step_compared(interpreter))
+    }
+
+    /// The same, with a debugger's watchpoints compared.
+    fn step_compared(&mut self, interpreter: &mut Interpreter) -> Result<(), TripleFault> {
         let shadow = self.shadow;
         if self.debug_pending != 0 && shadow != Shadow::MovSs {
             // Left by an instruction that traps only now, such as SYSRET setting TF.
@@ -365,6 +372,7 @@ impl Cpu {
                 self.halted = true;
                 Ok(())
             }
+            End::Fault(_) if self.debugger.take_asked() => self.step(interpreter),
             End::Fault(exception) => self.deliver_exception(exception),
         }
     }

@@ -138,7 +138,7 @@ pub struct Cpu {
     pub halted: bool,
     /// After INIT, waiting for a start-up IPI.
     pub waiting_for_sipi: bool,
-    /// One instruction at a time: TF, RF, an enabled breakpoint or a debugger's watchpoint. By [`Cpu::update_mode`].
+    /// One instruction at a time: TF, RF, an enabled breakpoint, or a debugger's watchpoint at hand. By [`Cpu::update_mode`].
     pub careful: bool,
     /// TF was set when the current instruction began. Only on the careful path.
     pub stepping: bool,
@@ -281,7 +281,7 @@ impl Cpu {
             *base = if flat && i < FS { 0 } else { seg.base };
         }
         let alignment = self.cpl == 3 && self.cr0.alignment_mask() && self.system_flags.alignment_check();
-        self.watched = alignment || self.data_breakpoints_armed() || self.debugger.watches();
+        self.watched = alignment || self.data_breakpoints_armed() || self.debugger.comparing;
         self.checked = !flat || self.watched;
         if !flat {
             // They need not be kept when 64-bit mode is left (SDM vol. 1, 3.4.1.1), and code that cannot see them must
@@ -290,7 +290,7 @@ impl Cpu {
                 *register &= 0xffff_ffff;
             }
         }
-        let armed = self.breakpoints_armed() || self.debugger.watches();
+        let armed = self.breakpoints_armed() || self.debugger.comparing;
         self.careful = self.system_flags.trap() || self.system_flags.resume() || armed;
         self.mmu.set_space(if self.cpl == 3 {
             memory::Space::User

@@ -5,10 +5,11 @@
 //! What a pointer points to is looked up again whenever the pointer is written, so that page is watched, too.
 
 use crate::ranges::{Range, Ranges};
-use crate::symbols::{Kernel, Table};
+use crate::symbols::{Kernel, Process, Processes, Table, Unlisted, by_cr3};
 use crate::watch::{Code, CodeStart, Condition, Kinds, Start, Watch};
 use memory::observe::Interest;
 use memory::{Access, AccessKind, Gpa, Gva, PhysicalMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use x86::PAGE_SIZE;
@@ -17,19 +18,15 @@ use x86::PAGE_SIZE;
 const POINTER: u64 = 8;
 /// How often a guest may say that a kernel is there and have it looked for.
 const ATTEMPTS: u32 = 64;
+/// Processes that are remembered.
+const RUNNING: usize = 1024;
 /// The most watches of a set.
 const WATCHES: usize = 1024;
 
-/// Why there cannot be one more watch.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum WatchRefused {
-    /// There are as many as can be.
-    #[error("there are {WATCHES} watches, which is as many as there can be")]
-    Full,
-    /// Nothing tells which process runs.
-    #[error("processes are not known by their names yet; cr3 == ADDRESS tells them apart")]
-    Processes,
-}
+/// There are as many watches as can be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there are {WATCHES} watches, which is as many as there can be")]
+pub struct WatchesFull;
 
 /// A watch of a set.
 #[derive(Debug)]
@@ -125,6 +122,9 @@ pub(crate) struct State {
     pointers: Vec<Gpa>,
     image: Option<Image>,
     pub symbols: Arc<Table>,
+    /// How its processes are listed, if that has been asked for, and those that were seen, by CR3.
+    processes: Option<Result<Arc<Processes>, Unlisted>>,
+    running: Mutex<HashMap<u64, Process>>,
 }
 
 impl State {
@@ -190,23 +190,61 @@ impl State {
         self.pointers.iter().any(touches)
     }
 
-    /// Whether any watch names a symbol.
+    /// Whether any watch names a symbol, or needs those by which processes are found.
     fn names(&self) -> bool {
-        self.entries.iter().any(|entry| entry.watch.symbols().next().is_some())
+        self.wants_processes() || self.entries.iter().any(|entry| entry.watch.symbols().next().is_some())
+    }
+
+    /// Whether any watch asks for a process.
+    fn wants_processes(&self) -> bool {
+        self.entries.iter().any(|entry| entry.watch.processes().next().is_some())
+    }
+
+    /// Whether `access` is by the processes that `entry` asks for.
+    fn by_process(&self, entry: &Entry, access: &Access) -> bool {
+        entry.watch.processes().all(|(is, name)| self.runs(access.cr3, name) == Some(is))
+    }
+
+    /// Whether CR3 belongs to a process of this name. `None`: nothing tells.
+    fn runs(&self, cr3: u64, name: &str) -> Option<bool> {
+        let map = &self.image.as_ref()?.map;
+        let processes = self.processes.as_ref()?.as_ref().ok()?;
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(now) = running.get(&cr3).and_then(|process| processes.again(map, process))
+            && by_cr3(std::slice::from_ref(&now), cr3).is_some()
+        {
+            return Some(now.name == name);
+        }
+        if running.len() >= RUNNING {
+            running.clear();
+        }
+        let all = processes.list(map);
+        let process = by_cr3(&all, cr3);
+        running.extend(process.map(|process| (cr3, process.clone())));
+        Some(process.is_some_and(|process| process.name == name))
+    }
+
+    /// What a watch asks for that nothing is known of.
+    fn unknown(&self, entry: &Entry) -> Option<String> {
+        let name = entry.watch.symbols().find(|name| self.symbols.find(name).is_none());
+        let by_process = entry.watch.processes().next().is_some();
+        match (name, &self.processes) {
+            (None, _) if !by_process => None,
+            _ if self.image.is_none() => Some("no kernel of the guest has begun yet".to_owned()),
+            _ if self.symbols.is_empty() => Some("no symbols are found in the guest's kernel".to_owned()),
+            (Some(name), _) => Some(format!("the guest's kernel has no symbol {name}")),
+            (None, processes) => processes.as_ref()?.as_ref().err().map(Unlisted::to_string),
+        }
     }
 
     /// What a watch lacks to be somewhere.
     pub fn missing(&self, entry: &Entry) -> Option<String> {
-        let mut names = entry.watch.symbols();
-        match (names.find(|name| self.symbols.find(name).is_none()), &entry.watch.start) {
-            (None, Start::Symbol { name, pointer: true }) if entry.place.is_none() => {
+        self.unknown(entry).or_else(|| match &entry.watch.start {
+            Start::Symbol { name, pointer: true } if entry.place.is_none() => {
                 Some(format!("the pointer {name} points nowhere yet"))
             }
-            (None, _) => None,
-            (Some(_), _) if self.image.is_none() => Some("no kernel of the guest has begun yet".to_owned()),
-            (Some(_), _) if self.symbols.is_empty() => Some("no symbols are found in the guest's kernel".to_owned()),
-            (Some(name), _) => Some(format!("the guest's kernel has no symbol {name}")),
-        }
+            _ => None,
+        })
     }
 }
 
@@ -272,18 +310,15 @@ impl Filter {
     /// One more watch; its number.
     ///
     /// # Errors
-    /// There are as many as can be, or it asks for what is not known.
-    pub fn add(&self, watch: Watch) -> Result<u32, WatchRefused> {
-        if watch.conditions.iter().any(|condition| matches!(condition, Condition::Process { .. })) {
-            return Err(WatchRefused::Processes);
-        }
+    /// There are as many as can be.
+    pub fn add(&self, watch: Watch) -> Result<u32, WatchesFull> {
         // Somebody other than the guest asks.
         self.attempts.store(ATTEMPTS, Ordering::Relaxed);
         self.change(|state| {
             if state.entries.len() >= WATCHES {
-                return Err(WatchRefused::Full);
+                return Err(WatchesFull);
             }
-            let id = state.last_id.checked_add(1).ok_or(WatchRefused::Full)?;
+            let id = state.last_id.checked_add(1).ok_or(WatchesFull)?;
             state.last_id = id;
             state.entries.push(Entry::new(id, watch));
             Ok(id)
@@ -352,7 +387,7 @@ impl Filter {
     pub fn sift(&self, access: &Access, mut each: impl FnMut(&Entry, bool)) -> bool {
         let state = self.state();
         let (mut wanted, mut spent) = (false, false);
-        for entry in state.wanting(access).filter(|entry| entry.met(access)) {
+        for entry in state.wanting(access).filter(|entry| entry.met(access) && state.by_process(entry, access)) {
             let Some(last) = entry.spend() else { continue };
             (wanted, spent) = (true, spent || last);
             if self.told {
@@ -373,7 +408,9 @@ impl Filter {
         let state = self.state();
         let same = state.image.as_ref().is_some_and(|image| (image.entry, image.gpa) == (entry, gpa));
         let wanted = state.names() || self.told && !state.entries.is_empty();
-        let settled = same && (!wanted || !state.symbols.is_empty());
+        let listed = !state.wants_processes() || state.processes.is_some();
+        let settled = same && (!wanted || !state.symbols.is_empty() && listed);
+        let lists = state.wants_processes();
         drop(state);
         if settled {
             return false;
@@ -381,7 +418,9 @@ impl Filter {
         let fewer = |left: u32| left.checked_sub(1);
         let looked = wanted && self.attempts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_ok();
         let symbols = if looked { self.kernel.symbols(map, entry, gpa) } else { Arc::default() };
+        let processes = (looked && lists).then(|| self.kernel.processes(map, entry, gpa));
         self.change(|state| {
+            (state.processes, state.running) = (processes, Mutex::default());
             state.image = Some(Image { entry, gpa, map: Arc::clone(map) });
             state.symbols = symbols;
             for entry in &mut state.entries {
@@ -391,11 +430,10 @@ impl Filter {
         looked
     }
 
-    /// What there is to say of watches that are nowhere although symbols have been looked for.
+    /// What there is to say of watches when symbols have been looked for.
     pub fn missing(&self) -> Vec<String> {
         let state = self.state();
-        let lost =
-            state.entries.iter().filter(|entry| entry.watch.symbols().any(|name| state.symbols.find(name).is_none()));
-        lost.filter_map(|entry| Some(format!("{}: {}", entry.watch, state.missing(entry)?))).collect()
+        let unknown = |entry: &Entry| Some(format!("{}: {}", entry.watch, state.unknown(entry)?));
+        state.entries.iter().filter_map(unknown).collect()
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::symbols::Kernel;
 use crate::watch::Watch;
-use crate::{Hit, Listed, Trace, WatchRefused, Watcher};
+use crate::{Hit, Listed, Trace, Watcher, WatchesFull};
 use memory::observe::{Batch, Interest};
 use memory::{Access, Gpa, Gva, Observer, PhysicalMap};
 use std::sync::Arc;
@@ -36,8 +36,8 @@ impl Lens {
     /// One more watch. Its number is its own for ever.
     ///
     /// # Errors
-    /// There are as many as can be, or it asks for what is not known.
-    pub fn watch(&self, watch: Watch) -> Result<u32, WatchRefused> {
+    /// There are as many as can be.
+    pub fn watch(&self, watch: Watch) -> Result<u32, WatchesFull> {
         self.watcher.add(watch)
     }
 

@@ -16,7 +16,7 @@ pub mod trace;
 pub mod watch;
 mod watcher;
 
-pub use filter::WatchRefused;
+pub use filter::WatchesFull;
 pub use format::Format;
 pub use lens::Lens;
 pub use perfetto::Perfetto;

@@ -253,6 +253,14 @@ impl Watch {
         Self { kinds, start, len, conditions: Vec::new(), limit: None, action: Action::Print }
     }
 
+    /// The names of the processes that it asks for, and whether it is to be that one.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = (bool, &str)> {
+        self.conditions.iter().filter_map(|condition| match condition {
+            Condition::Process { is, name } => Some((*is, name.as_str())),
+            _ => None,
+        })
+    }
+
     /// The names of symbols that it has to do with.
     pub(crate) fn symbols(&self) -> impl Iterator<Item = &str> {
         let code = self.conditions.iter().filter_map(|condition| match condition {

@@ -2,7 +2,7 @@
 //!
 //! A line that cannot be written (closed stderr, full disk) ends the watch: that is said once, and the guest goes on.
 
-use crate::filter::{Entry, Filter, WatchRefused};
+use crate::filter::{Entry, Filter, WatchesFull};
 use crate::format::{Format, Host};
 use crate::symbols::Kernel;
 use crate::watch::{Action, Watch};
@@ -155,8 +155,8 @@ impl Watcher {
     /// One more watch. Its number is its own for ever.
     ///
     /// # Errors
-    /// There are as many as can be, or it asks for what is not known.
-    pub fn add(&self, watch: Watch) -> Result<u32, WatchRefused> {
+    /// There are as many as can be.
+    pub fn add(&self, watch: Watch) -> Result<u32, WatchesFull> {
         self.filter.add(watch)
     }
 
@@ -256,12 +256,14 @@ impl Watcher {
 
     #[cold]
     fn stop(&self, access: &Access, id: u32) {
-        let expression =
-            self.filter.state().entries.iter().find(|entry| entry.id == id).map(|entry| entry.watch.to_string());
-        self.tell(format_args!("{id} stops the machine: {}", expression.unwrap_or_default()));
+        // Who reads that it stops finds it stopped.
         if let Some(stop) = self.stop.get() {
             stop(access.origin.cpu, id);
         }
+        let state = self.filter.state();
+        let expression = state.entries.iter().find(|entry| entry.id == id).map(|entry| entry.watch.to_string());
+        drop(state);
+        self.tell(format_args!("{id} stops the machine: {}", expression.unwrap_or_default()));
         self.filter.interrupt();
     }
 }

@@ -5,7 +5,7 @@ use crate::control::Control;
 use crate::{Event, RunState, Stats, Vcpu};
 use cpu::debugger::Stop;
 use lens::touched::Book;
-use lens::{Lens, Watch, WatchRefused};
+use lens::{Lens, Watch, WatchesFull};
 use memory::{Gpa, PhysicalMap};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -78,7 +78,7 @@ pub enum InspectError {
 pub enum WatchError {
     /// It cannot be.
     #[error(transparent)]
-    Refused(#[from] WatchRefused),
+    Refused(#[from] WatchesFull),
     /// A vCPU does not answer.
     #[error(transparent)]
     Inspect(#[from] InspectError),

@@ -19,9 +19,10 @@ use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use x86::{Cr0, Cr4, Efer, PageFaultCode};
+use x86::{Cr0, Cr4, Efer, PAGE_OFFSET, PageFaultCode};
 
 mod control;
 mod fetch;
@@ -74,6 +75,8 @@ pub enum MemoryFault {
     },
     /// The address is not canonical: #GP(0), or #SS(0) for a stack access.
     NonCanonical,
+    /// None of the guest's: the page is trapped ([`Mmu::set_trapped`]).
+    Trapped,
 }
 
 /// The registers that decide how addresses are translated.
@@ -142,6 +145,9 @@ pub struct Mmu {
     pdptes_loaded: bool,
     /// Pages from which each fetch has to be made.
     uncached: BTreeSet<Gva>,
+    /// Addresses to whose pages no data access is made while `trapping`.
+    trapped: Vec<RangeInclusive<u64>>,
+    trapping: bool,
 }
 
 // SAFETY: the pointer in `view` is into tables that `tlb` owns; the rest is Send by itself.
@@ -172,6 +178,8 @@ impl Mmu {
             touched: None,
             pdptes_loaded: false,
             uncached: BTreeSet::new(),
+            trapped: Vec::new(),
+            trapping: true,
         }
     }
 
@@ -225,6 +233,26 @@ impl Mmu {
             self.uncached = pages;
             self.flush_all();
         }
+    }
+
+    /// Has data accesses to the pages of these addresses, and no others, end in [`MemoryFault::Trapped`] before anything is
+    /// done, so that a debugger can look at the instruction: but those to descriptor tables. Flushes if that is a change.
+    pub fn set_trapped(&mut self, trapped: Vec<RangeInclusive<u64>>) {
+        if self.trapped != trapped {
+            self.trapped = trapped;
+            self.flush_all();
+        }
+    }
+
+    /// Whether they do so now, or are made.
+    pub fn set_trapping(&mut self, on: bool) {
+        self.trapping = on;
+    }
+
+    /// Whether the page of `gva` is trapped.
+    fn is_trapped(&self, gva: Gva) -> bool {
+        let page = gva.page().0;
+        self.trapped.iter().any(|range| *range.start() <= page | PAGE_OFFSET && page <= *range.end())
     }
 
     /// Has touched pages noted from now on, or no longer. Flushes if that is a change.

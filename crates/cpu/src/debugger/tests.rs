@@ -67,6 +67,7 @@ fn a_watchpoint_stops_behind_the_access_it_is_for() {
         (watch(DATA + 8, 8, Write), None),
         (watch(DATA + 15, 8, Access), Some(16)),
         (watch(DATA + 16, 1, Write), Some(23)),
+        (watch(DATA + 16, 1, Read), Some(23)),
         (watch(DATA + 17, 8, Access), None),
         (watch(0x2_0000 - 8, 1, Write), Some(24)),
         (watch(u64::MAX - 1, u64::MAX, Access), None),

@@ -141,13 +141,15 @@ impl Cpu {
                 address: (event.vector == Vector::PageFault as u8).then_some(Gva(self.cr2)),
             });
         }
-        if !self.cr0.protection() {
-            self.deliver_real(&event)
-        } else if self.long_mode() {
-            self.deliver_long(&event)
-        } else {
-            self.deliver_protected(&event)
-        }
+        self.comparing(|cpu| {
+            if !cpu.cr0.protection() {
+                cpu.deliver_real(&event)
+            } else if cpu.long_mode() {
+                cpu.deliver_long(&event)
+            } else {
+                cpu.deliver_protected(&event)
+            }
+        })
     }
 
     fn log_event(&self, event: &Event) {

@@ -136,6 +136,12 @@ impl Processes {
         all
     }
 
+    /// The process of the task of `process`, as it is now. `None`: it cannot be read.
+    #[must_use]
+    pub fn again(&self, map: &PhysicalMap, process: &Process) -> Option<Process> {
+        self.task(&self.places.look(map), process.task).map(|(process, _)| process)
+    }
+
     /// A task, and the one behind it.
     fn task(&self, memory: &Memory<'_>, task: Gva) -> Option<(Process, Gva)> {
         let Layout { tasks, pid, comm, mm, pgd } = self.layout;

@@ -23,7 +23,7 @@ mod span;
 mod spec;
 mod table;
 
-use crate::filter::{Filter, WatchRefused};
+use crate::filter::{Filter, WatchesFull};
 use crate::symbols::Kernel;
 use crate::watch::Kinds;
 use feed::{Expand, Feed};
@@ -77,7 +77,7 @@ pub enum TraceError {
     },
     /// A filter cannot be.
     #[error("a filter of the trace cannot be: {0}")]
-    Filters(#[source] WatchRefused),
+    Filters(#[source] WatchesFull),
     /// The thread that writes a file cannot be started.
     #[error("a thread for the trace cannot be started")]
     Thread(#[source] io::Error),

@@ -125,6 +125,10 @@ impl Mmu {
     pub(super) fn lookup(&mut self, origin: Origin, space: Space, gva: Gva, want: Want) -> Result<Hit, MemoryFault> {
         let gva = self.paging.linear(gva);
         let space = self.effective(space);
+        let asked = self.trapping && want != Want::Execute && !origin.descriptor;
+        if asked && self.is_trapped(gva) {
+            return Err(MemoryFault::Trapped);
+        }
         let (flags, full) = match self.tlb.probe(space, gva.page(), want) {
             Some(found) => {
                 self.renew();
@@ -190,7 +194,9 @@ impl Mmu {
         let gva = gva.page();
         let mut watch = observer.map(|observer| observer.interest(gva, gpa)).unwrap_or_default();
         watch.fetch |= self.uncached.contains(&gva);
-        let record = self.records && observer.is_some_and(|observer| observer.record_will_do(gva, gpa));
+        let trapped = self.is_trapped(gva);
+        (watch.read, watch.write) = (watch.read || trapped, watch.write || trapped);
+        let record = !trapped && self.records && observer.is_some_and(|observer| observer.record_will_do(gva, gpa));
         Ok(Full {
             gva,
             gpa,

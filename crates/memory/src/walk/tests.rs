@@ -216,6 +216,7 @@ fn fault_code(result: Result<Translation, MemoryFault>) -> Option<u16> {
         Ok(_) => None,
         Err(MemoryFault::Page { code, .. }) => Some(code.into_bits()),
         Err(MemoryFault::NonCanonical) => Some(0xffff),
+        Err(MemoryFault::Trapped) => unreachable!("the walker traps nothing"),
     }
 }
 

@@ -112,7 +112,8 @@ pub struct Flags {
     /// symbols of the kernel or of a program: System.map, vmlinux, or [ADDRESS@]PROGRAM (repeatable)
     #[arg(long, value_name = "FILE", value_parser = Source::from_str)]
     pub symbols: Vec<Source>,
-    /// print each access that touches these bytes: [r|w|x|rw]:[gpa:]ADDR[+LEN], hexadecimal (repeatable)
+    /// print each access that touches these bytes: [r|w|x|rw:][gpa:]ADDR[+LEN], hexadecimal, or [*]SYMBOL, then
+    /// [if CONDITION][count N][then ACTION] (repeatable; docs/watch.md)
     #[arg(long, value_name = "WHAT", value_parser = values::watch)]
     pub watch: Vec<Watch>,
     /// form of these lines: vitrine (default) or qemu
@@ -121,7 +122,8 @@ pub struct Flags {
     /// write these lines to FILE rather than to stderr
     #[arg(long, value_name = "FILE")]
     pub watch_log: Option<PathBuf>,
-    /// write accesses as Parquet: FILE[,WHAT][,drop], WHAT as for -watch or rwx alone (all reads and writes by default)
+    /// write accesses as Parquet: FILE[,WHAT][,drop][,off][,from=N][,to=N][,port], WHAT as for -watch or rwx alone (all
+    /// reads and writes by default)
     #[arg(long, value_name = "FILE", value_parser = values::trace)]
     pub trace: Option<Spec>,
 
