@@ -7,8 +7,8 @@ use crate::case::Program;
 use crate::hooks::{Control, Recorder, Script, Standstill};
 use crate::kernel::{self, Entries, RETURN_TO, TSS_LEN};
 use crate::layout::{
-    CODE_GPA, COUNTERS, COUNTERS_GPA, DATA_GPA, DEVICE_GPA, FUEL, GDT, IDT, IDT_32, PAGE, RAM, SKIP, SYSTEM, TANK, TSS,
-    TSS_32, WRITABLE, case_pages, get, leaf, page_tables, put,
+    ASYNC_STACK, CODE_GPA, COUNTERS, COUNTERS_GPA, DATA_GPA, DEVICE_GPA, FUEL, GDT, IDT, IDT_32, PAGE, RAM, SKIP,
+    SYSTEM, TANK, TSS, TSS_32, WRITABLE, case_pages, get, leaf, page_tables, put,
 };
 use crate::mode::{GDT_LEN, Mode, TASK};
 use crate::random::Random;
@@ -180,6 +180,8 @@ impl Lane {
         self.recorder.records().clear();
         if let Some(witness) = &self.witness {
             witness.seen().clear();
+            // Interrupts at other times have left other values, and what a write replaces is seen too.
+            self.poke(ASYNC_STACK, &[0; PAGE as usize]);
         }
         self.cpu.instructions = 0;
         self.cpu.stop_at = (!start.interrupts.is_empty()).then_some(0);
