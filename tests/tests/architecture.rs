@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, MetadataCommand};
 
 /// Bottom up: a room may use those before it.
-const ROOMS: [&str; 14] = [
-    "x86", "host", "memory", "cpu", "jit", "lockstep", "devices", "boot", "lens", "machine", "control", "view",
+const ROOMS: [&str; 15] = [
+    "x86", "host", "jail", "memory", "cpu", "jit", "lockstep", "devices", "boot", "lens", "machine", "control", "view",
     "vitrine", "guests",
 ];
 /// Rooms where unsafe code may live.

@@ -15,7 +15,7 @@ pub(crate) struct Placed {
 }
 
 /// The files that `names` means: one whose name is all of it, commas and all, or else a list.
-fn files(names: &str) -> Vec<&str> {
+pub(crate) fn files(names: &str) -> Vec<&str> {
     if !names.contains(',') || Path::new(names).exists() {
         return vec![names];
     }

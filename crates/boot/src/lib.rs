@@ -30,7 +30,7 @@ use elf::Elf;
 use image::Image;
 use memory::PhysicalMap;
 use ram::Ram;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What the user wants booted.
 #[derive(Clone, Debug, Default)]
@@ -49,6 +49,16 @@ pub struct Config {
     /// Seeds the guest's random number generator through `setup_data`, so that its first random numbers are good.
     /// All zero: no seed is given.
     pub rng_seed: [u8; 32],
+}
+
+/// The files that [`load`] may read for a kernel and its initrd, by whatever protocol: more than there are, perhaps.
+#[must_use]
+pub fn files(kernel: &Path, initrd: Option<&str>) -> Vec<PathBuf> {
+    let names = initrd.unwrap_or_default();
+    let modules = multiboot::modules(names).into_iter().map(|(_, name)| name);
+    let archives = initrd::files(names).into_iter().map(str::to_owned);
+    let named = modules.chain(archives).filter(|name| !name.is_empty()).map(PathBuf::from);
+    std::iter::once(kernel.to_owned()).chain(named).collect()
 }
 
 /// Loads what `config` names into `map` and says in which state the first vCPU is to start.

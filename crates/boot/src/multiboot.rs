@@ -141,7 +141,7 @@ fn load_flat(image: &Image, offset: u64, addresses: [u32; 5], ram: &dyn Ram) -> 
 }
 
 /// A module: its string (file name and arguments, as the kernel is to see it) and the file's name.
-fn modules(initrd: &str) -> Vec<(String, String)> {
+pub(crate) fn modules(initrd: &str) -> Vec<(String, String)> {
     let mut strings = vec![String::new()];
     let mut rest = initrd.chars().peekable();
     while let Some(c) = rest.next() {

@@ -36,6 +36,19 @@ impl<'a> Arguments<'a> {
         Ok(expression::take(&mut self.rest, self.values)?)
     }
 
+    /// The value of the expression that is next, behind which a file is named: a slash with space before it and none behind
+    /// it begins a path and divides nothing.
+    pub fn expression_before_file(&mut self) -> Result<u64, MonitorError> {
+        let path =
+            |at: usize| self.rest.get(at + 2..).is_some_and(|rest| rest.starts_with(|c: char| !c.is_whitespace()));
+        let end = self.rest.match_indices(" /").map(|(at, _)| at).find(|at| path(*at)).unwrap_or(self.rest.len());
+        let (mut expression, path) = self.rest.split_at(end);
+        let value = expression::take(&mut expression, self.values)?;
+        let left = expression.len() + path.len();
+        self.rest = self.rest.get(self.rest.len() - left..).unwrap_or_default().trim_start();
+        Ok(value)
+    }
+
     /// As [`Arguments::expression`], if anything is next.
     pub fn optional(&mut self) -> Result<Option<u64>, MonitorError> {
         if self.rest.is_empty() { Ok(None) } else { self.expression().map(Some) }
@@ -137,6 +150,22 @@ mod tests {
             assert_eq!(arguments(text).format(last), Ok(Format { count, kind, size }), "{text}");
         }
         assert_eq!(arguments("/q 0").format(last), Err(MonitorError::Format('q')));
+    }
+
+    #[test]
+    fn a_path_is_no_quotient() {
+        for (text, value, name) in [
+            ("8 /tmp/a b", 8, "/tmp/a"),
+            ("8/2 /tmp/a", 4, "/tmp/a"),
+            ("8 / 2 /tmp/a", 4, "/tmp/a"),
+            ("8 \"/tmp/a b\"", 8, "/tmp/a b"),
+            ("8 a/b", 8, "a/b"),
+        ] {
+            let mut all = arguments(text);
+            assert_eq!((all.expression_before_file(), all.word()), (Ok(value), Ok(name.into())), "{text}");
+        }
+        assert!(arguments("/tmp/a").expression_before_file().is_err());
+        assert!(arguments("").expression_before_file().is_err());
     }
 
     #[test]

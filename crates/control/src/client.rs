@@ -224,6 +224,7 @@ impl Server {
         let client = Arc::new(Mutex::new(None));
         let current = client.clone();
         let serve = move || {
+            jail::enter(jail::Role::Control);
             loop {
                 let Ok(stream) = listener.accept() else {
                     // Such as too many open files.

@@ -7,6 +7,7 @@
 //! added where it is found by its symbol. Left out: compressed forms.
 
 use crate::arguments::Arguments;
+use crate::dump::cannot_be_written;
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::registers::Snapshot;
 use machine::{Registers, RunState};
@@ -73,7 +74,7 @@ fn write(monitor: &Monitor, paging: bool, name: &str) -> Result<(), MonitorError
         pieces.push(Piece { gpa: start, len: end - start, offset });
         offset += end - start;
     }
-    let failed = |error: io::Error| MonitorError::Other(format!("{name} cannot be written: {error}"));
+    let failed = |error| cannot_be_written(name, &error);
     let mut file = File::create(name).map_err(failed)?;
     let mut head = header(loads.len() + 1);
     head.extend(program_header(4, 0, headers, 0, 0, notes.len() as u64));

@@ -222,6 +222,13 @@ pub(crate) fn print(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Out
     Ok(format!("{}\n", shown(value, format.kind, 8, false)))
 }
 
+/// Why a file that a command is to write is not there.
+pub(crate) fn cannot_be_written(name: &str, error: &io::Error) -> MonitorError {
+    let jailed = error.kind() == io::ErrorKind::PermissionDenied && jail::entered();
+    let why = "; without -sandbox off, files can only be written in the current folder and in that for temporary ones";
+    MonitorError::Other(format!("{name} cannot be written: {error}{}", if jailed { why } else { "" }))
+}
+
 /// `memsave`.
 pub(crate) fn memsave(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     save(monitor, arguments, false)
@@ -233,7 +240,7 @@ pub(crate) fn pmemsave(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> 
 }
 
 fn save(monitor: &mut Monitor, arguments: &mut Arguments<'_>, physical: bool) -> Outcome {
-    let (start, size, name) = (arguments.expression()?, arguments.expression()?, arguments.word()?);
+    let (start, size, name) = (arguments.expression()?, arguments.expression_before_file()?, arguments.word()?);
     arguments.end()?;
     let snapshot = monitor.snapshot()?;
     let memory = Memory { space: &snapshot.space, physical };
@@ -243,7 +250,7 @@ fn save(monitor: &mut Monitor, arguments: &mut Arguments<'_>, physical: bool) ->
     {
         return Err(MonitorError::Other(format!("no memory at {at:#x}")));
     }
-    let failed = |error: io::Error| MonitorError::Other(format!("{name} cannot be written: {error}"));
+    let failed = |error| cannot_be_written(&name, &error);
     let mut file = File::create(&name).map_err(failed)?;
     let mut bytes = vec![0; CHUNK];
     let mut done = 0;

@@ -86,7 +86,7 @@ impl Monitor {
     /// A monitor for a machine.
     #[must_use]
     pub fn new(handle: Handle) -> Self {
-        let (pagemap, format) = (Pagemap::open().ok().map(Arc::new), Format::default());
+        let (pagemap, format) = (Pagemap::of_this_process(), Format::default());
         Self { handle, pagemap, cpu: 0, format, snapshot: OnceCell::new() }
     }
 

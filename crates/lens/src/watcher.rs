@@ -69,7 +69,7 @@ pub struct Watcher {
     filter: Filter,
     format: Format,
     /// `None` where there is no pagemap: every host physical address is unknown.
-    pagemap: Option<Pagemap>,
+    pagemap: Option<Arc<Pagemap>>,
     /// No more lines: the sink is broken.
     quiet: AtomicBool,
     output: Mutex<Output>,
@@ -128,7 +128,7 @@ impl Watcher {
         Self {
             filter: Filter::new(kernel, true),
             format,
-            pagemap: Pagemap::open().ok(),
+            pagemap: Pagemap::of_this_process(),
             quiet: AtomicBool::new(false),
             output: Mutex::new(Output {
                 sink,

@@ -182,6 +182,9 @@ pub enum MachineError {
     /// The host gives the translator no memory.
     #[error(transparent)]
     Translator(#[from] jit::Error),
+    /// There is no executable memory for instructions that run on the host as they are.
+    #[error(transparent)]
+    Host(#[from] host::Error),
     /// The kernel cannot be loaded.
     #[error(transparent)]
     Boot(#[from] BootError),

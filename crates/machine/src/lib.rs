@@ -125,7 +125,10 @@ impl Machine {
     pub fn run(mut self) -> Result<Outcome, MachineError> {
         let mut threads = Vec::new();
         let cpus = std::mem::take(&mut self.cpus);
-        let outcome = self.spawn(cpus, &mut threads).and_then(|()| self.supervise());
+        let outcome = self.spawn(cpus, &mut threads).and_then(|()| {
+            jail::enter(jail::Role::Io);
+            self.supervise()
+        });
         self.control.end();
         self.board.timers.stop();
         let mut panic = None;
@@ -150,14 +153,23 @@ impl Machine {
     }
 
     fn spawn(&self, cpus: Vec<Cpu>, threads: &mut Vec<JoinHandle<()>>) -> Result<(), MachineError> {
-        for cpu in cpus {
+        for mut cpu in cpus {
+            cpu.engine.reserve()?;
             let (name, board, control) = (format!("vcpu{}", cpu.id), self.board.clone(), self.control.clone());
             let vcpu = Vcpu::new(cpu, Engine::new(self.accel, self.perf.clone())?);
-            let thread = Builder::new().name(name).spawn(move || vcpu::run(vcpu, &board, &control));
+            let run = move || {
+                jail::enter(jail::Role::Vcpu);
+                vcpu::run(vcpu, &board, &control);
+            };
+            let thread = Builder::new().name(name).spawn(run);
             threads.push(thread.map_err(MachineError::Thread)?);
         }
         let board = self.board.clone();
-        let thread = Builder::new().name("timers".into()).spawn(move || board.timers.run());
+        let run = move || {
+            jail::enter(jail::Role::Vcpu);
+            board.timers.run();
+        };
+        let thread = Builder::new().name("timers".into()).spawn(run);
         threads.push(thread.map_err(MachineError::Thread)?);
         Ok(())
     }

@@ -7,6 +7,7 @@ use crate::{Hpa, Hva};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::{Arc, OnceLock};
 
 /// What the kernel says about a host page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,12 +27,13 @@ pub struct Pagemap {
 }
 
 impl Pagemap {
-    /// Opens it: once, at start, so that a later sandbox or change of root does not matter.
-    ///
-    /// # Errors
-    /// The file cannot be opened (no `/proc`).
-    pub fn open() -> io::Result<Self> {
-        Ok(Self { file: File::open("/proc/self/pagemap")? })
+    /// That of this process. It is opened once, so that a later sandbox or change of root does not matter. `None`: it cannot
+    /// be opened (no `/proc`).
+    #[must_use]
+    pub fn of_this_process() -> Option<Arc<Self>> {
+        static PAGEMAP: OnceLock<Option<Arc<Pagemap>>> = OnceLock::new();
+        let open = || Some(Arc::new(Self { file: File::open("/proc/self/pagemap").ok()? }));
+        PAGEMAP.get_or_init(open).clone()
     }
 
     /// What the kernel says about the page of `hva`.
@@ -75,7 +77,7 @@ mod tests {
 
     #[test]
     fn tells_present_from_absent() {
-        let pagemap = Pagemap::open().expect("pagemap");
+        let pagemap = Pagemap::of_this_process().expect("pagemap");
         let ram = crate::ram::GuestRam::new(1 << 20).expect("ram");
         let hva = ram.regions()[0].hva;
         assert_eq!(pagemap.page(hva).expect("entry"), HostPage::Absent);
@@ -91,6 +93,6 @@ mod tests {
 
     #[test]
     fn an_impossible_address_is_an_error() {
-        assert!(Pagemap::open().expect("pagemap").page(Hva(u64::MAX)).is_err());
+        assert!(Pagemap::of_this_process().expect("pagemap").page(Hva(u64::MAX)).is_err());
     }
 }

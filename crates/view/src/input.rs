@@ -16,6 +16,7 @@ use crate::{Action, Escape, ViewError};
 /// When the thread cannot be started.
 pub fn spawn(mut escape: Escape, mut act: impl FnMut(Action) + Send + 'static) -> Result<(), ViewError> {
     let read = move || {
+        jail::enter(jail::Role::Control);
         let mut buffer = [0_u8; 4096];
         loop {
             match rustix::io::read(stdin(), &mut buffer) {

@@ -17,6 +17,7 @@ use crate::{ViewError, terminal};
 pub fn watch(ended: impl Fn(i32) + Send + 'static) -> Result<(), ViewError> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP, SIGCONT]).map_err(ViewError::Signals)?;
     let handle = move || {
+        jail::enter(jail::Role::Control);
         for signal in signals.forever() {
             match signal {
                 SIGTSTP => {

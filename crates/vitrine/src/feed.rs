@@ -36,7 +36,10 @@ impl Feed {
             ready.0.1.notify_all();
         });
         let pump = feed.clone();
-        let run = move || pump.pump(|bytes| machine.receive(port, bytes));
+        let run = move || {
+            jail::enter(jail::Role::Io);
+            pump.pump(|bytes| machine.receive(port, bytes));
+        };
         thread::Builder::new().name("serial input".into()).spawn(run).context("a thread cannot be started")?;
         Ok(feed)
     }

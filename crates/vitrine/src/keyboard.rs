@@ -64,7 +64,10 @@ impl Keyboard {
         });
         let (lines, entered) = sync_channel(WAITING_MAX);
         let answers = shared.clone();
-        let run = move || answers.answer(Monitor::new(machine), &entered);
+        let run = move || {
+            jail::enter(jail::Role::Control);
+            answers.answer(Monitor::new(machine), &entered);
+        };
         thread::Builder::new().name("monitor".into()).spawn(run).context("a thread cannot be started")?;
         Ok(Self { shared, lines })
     }

@@ -9,6 +9,7 @@ mod keyboard;
 mod logs;
 mod plan;
 mod run;
+mod sandbox;
 mod say;
 mod session;
 mod timeline;

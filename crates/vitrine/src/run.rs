@@ -19,6 +19,7 @@ use machine::{Accel, Config, DebugConsole};
 use crate::flags::values::{self, Device, Monitor, Serial};
 use crate::flags::{Flags, UsageError};
 use crate::plan::Console;
+use crate::sandbox;
 use crate::say::say;
 use crate::session::{End, Event, Session, To};
 use crate::timeline;
@@ -34,15 +35,16 @@ const GDB_PORT: u16 = 1234;
 /// Wrong combinations of flags ([`UsageError`]), files that cannot be read or written, a machine that cannot be made.
 pub fn run(flags: &Flags) -> Result<End> {
     let console = Console::of(flags)?;
-    if flags.kernel.is_none() {
+    let Some(kernel) = &flags.kernel else {
         return Err(UsageError(
             "nothing to boot: give a kernel by -kernel FILE, or no flag at all for the demo".to_owned(),
         )
         .into());
-    }
+    };
     if flags.busybox.is_some() {
         return Err(UsageError("-busybox is for the demo: vitrine -demo -busybox FILE".to_owned()).into());
     }
+    sandbox::prepare(flags, kernel, flags.initrd.as_deref())?;
     let mut trace = None;
     let perfetto = flags.perfetto.as_ref().map(timeline::create).transpose()?;
     let kernel = symbols(flags)?;
@@ -81,6 +83,7 @@ pub fn run(flags: &Flags) -> Result<End> {
     if let Some(perfetto) = &perfetto {
         session.follow(perfetto, kernel)?;
     }
+    sandbox::bound(flags.sandbox, flags.smp.unwrap_or(1))?;
     session.start()?;
     let end = session.wait();
     let end = trace.map_or(end, |trace| finish(&trace, end));

@@ -91,7 +91,7 @@ impl Session {
         Ok(Self { machine: Some(machine), handle, events, sender, terminal: None, servers: Vec::new() })
     }
 
-    /// Lets the machine run, once.
+    /// Lets the machine run, once. From here on the calling thread is jailed, too.
     ///
     /// # Errors
     /// When its thread cannot be started.
@@ -106,6 +106,7 @@ impl Session {
             let _ = ended.send(event);
         };
         thread::Builder::new().name("machine".into()).spawn(run).context("the machine's thread cannot be started")?;
+        jail::enter(jail::Role::Control);
         Ok(())
     }
 

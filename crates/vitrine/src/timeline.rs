@@ -52,6 +52,7 @@ impl Look {
 pub fn follow(perfetto: &Arc<Perfetto>, handle: Handle, kernel: Arc<Kernel>) -> Result<()> {
     let perfetto = Arc::clone(perfetto);
     let run = move || {
+        jail::enter(jail::Role::Io);
         let mut before: Vec<Option<Look>> = (0..handle.vcpus()).map(|_| None).collect();
         let mut symbols = Arc::<Table>::default();
         loop {

@@ -116,7 +116,7 @@ const NO_CODE: u32 = u32::MAX;
 #[repr(C, align(64))]
 struct Scratch([u8; 2 * OPERAND]);
 
-/// Runs instructions on the host for one vCPU. Its memory is mapped with the first instruction.
+/// Runs instructions on the host for one vCPU. Its memory is mapped with the first instruction, or by [`Engine::reserve`].
 pub struct Engine {
     code: Option<CodeBuffer>,
     generation: u32,
@@ -152,6 +152,18 @@ impl Engine {
         }
     }
 
+    /// Maps the engine's memory now rather than with the first instruction: for a thread that will not be allowed to.
+    ///
+    /// # Errors
+    /// The host maps no executable memory.
+    pub fn reserve(&mut self) -> Result<(), Error> {
+        if self.code.is_none() {
+            self.code = Some(CodeBuffer::new(CAPACITY)?);
+            self.generation = next_generation();
+        }
+        Ok(())
+    }
+
     /// The stub for `instruction`, compiled now or before. Instructions that differ only in how they address memory
     /// share one.
     pub fn prepare(&mut self, instruction: &Instruction) -> Result<Stub, Unsupported> {
@@ -175,13 +187,8 @@ impl Engine {
         let emitted = emit::stub(&mut self.encoder, &mut self.factory, instruction)
             .map_err(|emit::Refused| Unsupported::Instruction)?;
         let bytes = self.encoder.take_buffer();
-        let code = match &mut self.code {
-            Some(code) => code,
-            none => {
-                self.generation = next_generation();
-                none.insert(CodeBuffer::new(CAPACITY)?)
-            }
-        };
+        self.reserve()?;
+        let code = self.code.as_mut().ok_or(Unsupported::Instruction)?;
         let entry = match code.append(&bytes) {
             Some(entry) => entry,
             None => {

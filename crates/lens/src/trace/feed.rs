@@ -54,6 +54,7 @@ impl<L: Lot> Feed<L> {
         let writer = thread::Builder::new()
             .name("trace".to_owned())
             .spawn(move || {
+                jail::enter(jail::Role::Io);
                 let result = write(store, &receiver, |lot| drop(back.send(lot)), expand, helpers, &lost);
                 drop(receiver);
                 result.map_err(|source| TraceError::Write { path, source }).inspect_err(|error| broken(error))

@@ -128,7 +128,7 @@ struct Known {
     rows: HashMap<Pair, u64>,
     next: u64,
     feed: Feed<Pages>,
-    pagemap: Option<Pagemap>,
+    pagemap: Option<Arc<Pagemap>>,
 }
 
 impl Known {
@@ -211,7 +211,7 @@ impl Trace {
         // Rows of pages are few, and others would be useless without them.
         let rows = Box::new(|pages: &mut Pages, rows: &mut Pages| std::mem::swap(pages, rows));
         let feed = Feed::new(part(&spec.file, "pages"), Full::Wait, Arc::clone(&broken), rows, 1)?;
-        let known = Known { rows: HashMap::new(), next: 0, feed, pagemap: Pagemap::open().ok() };
+        let known = Known { rows: HashMap::new(), next: 0, feed, pagemap: Pagemap::of_this_process() };
         let known = Arc::new(Mutex::new(known));
         // A processor for the guest.
         let packers = thread::available_parallelism().map_or(1, usize::from).saturating_sub(1).clamp(1, PACKERS);

@@ -182,7 +182,7 @@ fn host_physical_addresses_are_the_kernels_or_unknown() {
     for _ in 0..2 {
         watcher.access(&Access { hva: Some(hva), ..access(AccessKind::Read, 0x5000, 1) });
     }
-    let pagemap = Pagemap::open().unwrap();
+    let pagemap = Pagemap::of_this_process().unwrap();
     let expected = pagemap.hpa(hva).map_or("hpa ? ".to_owned(), |hpa| format!("hpa {hpa:x} "));
     let text = String::from_utf8(sink.0.lock().unwrap().clone()).unwrap();
     assert_eq!(text.lines().filter(|line| line.contains(&expected)).count(), 2, "{text}");

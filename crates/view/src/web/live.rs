@@ -70,6 +70,7 @@ pub(super) fn start(handle: Handle) -> io::Result<Live> {
     let (sender, _) = channel(WAITING);
     let looks = sender.clone();
     let run = move || {
+        jail::enter(jail::Role::Control);
         loop {
             while looks.receiver_count() == 0 {
                 thread::park();

@@ -102,6 +102,7 @@ pub fn serve(host: &str, port: u16, handle: &Handle) -> Result<Server, WebError>
     let live = live::start(handle.clone()).map_err(WebError::Thread)?;
     let app = router(Arc::new(Context::new(handle, live, host)));
     let run = move || {
+        jail::enter(jail::Role::Control);
         // A listener that cannot be polled would have failed above.
         if let Err(error) = runtime.block_on(accept(listener, app)) {
             tracing::warn!(target: "machine", "the page is no longer served: {error}");

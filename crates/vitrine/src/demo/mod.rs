@@ -27,6 +27,7 @@ use view::Mode;
 
 use crate::flags::{Flags, UsageError};
 use crate::run;
+use crate::sandbox;
 use crate::say::{line, say};
 use crate::session::{End, Event, Session, To};
 use console::Console;
@@ -58,6 +59,7 @@ pub fn run(flags: &Flags) -> Result<End> {
     let booting = Step::begin(format!("Booting {name}"));
     let lines = Lines::default();
     let log = cache.join("console.log");
+    sandbox::prepare(flags, &files.kernel, Some(&initramfs))?;
     let mut console = None;
     let mut session = Session::new(|events| {
         let mut config = run::config(flags)?;
@@ -77,6 +79,7 @@ pub fn run(flags: &Flags) -> Result<End> {
     if let Some(page) = &flags.view {
         session.serve_page(page)?;
     }
+    sandbox::bound(flags.sandbox, 1)?;
     session.start()?;
     let report = match experiment(&session, &booting, &program, &lines) {
         Ok(Ok(report)) => report,

@@ -21,7 +21,7 @@ use lens::symbols::Source;
 use lens::trace::Spec;
 use lens::{Format, Watch};
 use machine::Accel;
-use values::{Board, DebugConsole, Device, LogItems, Monitor, Nothing, Page, Serial, Timeline};
+use values::{Board, DebugConsole, Device, LogItems, Monitor, Nothing, Page, Sandbox, Serial, Timeline};
 
 /// A command line that has been understood.
 #[derive(Debug)]
@@ -101,6 +101,10 @@ pub struct Flags {
     /// serve the page in the browser at [HOST]:PORT (loopback only without HOST; port 0: a free one); 'vitrine view' does too
     #[arg(long, value_name = "[HOST]:PORT", value_parser = values::page)]
     pub view: Option<Page>,
+
+    /// on: give up what is not needed before the guest starts, or do not start; off: give up nothing (docs/security.md)
+    #[arg(long, value_name = "on|off", value_parser = values::sandbox)]
+    pub sandbox: Option<Sandbox>,
 
     /// end where the guest would reset
     #[arg(long, action = ArgAction::SetTrue)]

@@ -225,6 +225,31 @@ pub fn smp(text: &str) -> Result<u32, String> {
     Ok(1)
 }
 
+/// Whether there is a sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sandbox {
+    /// All of it, or Vitrine does not start.
+    On,
+    /// None.
+    Off,
+}
+
+/// `on` or `off`. What QEMU's other properties deny is always denied here.
+pub fn sandbox(text: &str) -> Result<Sandbox, String> {
+    const RIGHT: &str = "on, or off for debugging Vitrine; obsolete, elevateprivileges, spawn and resourcecontrol may \
+                         stand behind on with =deny";
+    let (state, properties) = text.split_once(',').unwrap_or((text, ""));
+    let denied = |property: &str| {
+        let names = ["obsolete", "elevateprivileges", "spawn", "resourcecontrol"];
+        property.split_once('=').is_some_and(|(name, value)| names.contains(&name) && value == "deny")
+    };
+    match state {
+        "on" if properties.is_empty() || properties.split(',').all(denied) => Ok(Sandbox::On),
+        "off" if properties.is_empty() => Ok(Sandbox::Off),
+        _ => Err(RIGHT.to_owned()),
+    }
+}
+
 /// `pc` or `q35`, and properties.
 pub fn board(text: &str) -> Result<Board, String> {
     const RIGHT: &str = "the boards are pc and q35, and the property accel=jit or accel=interp";
