@@ -3,19 +3,20 @@
 use std::fs;
 use std::time::Duration;
 
+use guests::image;
 use guests::session::{Session, argument};
-use guests::{image, initramfs};
 
 const VITRINE: &str = env!("CARGO_BIN_EXE_vitrine");
 const SOON: Duration = Duration::from_secs(30);
 
 /// A machine that waits, with its monitor on standard input and output and all that has threads of its own.
 fn machine(more: &[&str]) -> (Session, tempfile::TempDir) {
-    let kernel = initramfs::file_of(&image::waits());
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let kernel = path("kernel");
+    fs::write(&kernel, image::waits()).expect("a file");
     let (qmp, trace, timeline) = (format!("unix:{}", path("qmp")), path("trace"), path("timeline"));
-    let all = ["-kernel", argument(kernel.path()), "-monitor", "stdio", "-view", ":0", "-qmp", &qmp];
+    let all = ["-kernel", &kernel, "-monitor", "stdio", "-view", ":0", "-qmp", &qmp];
     let all = [&all[..], &["-trace", &trace, "-perfetto", &timeline], more].concat();
     let mut session = Session::start(VITRINE, &all);
     session.send("info status\n");
