@@ -3,11 +3,13 @@
 
 use zerocopy::IntoBytes;
 
-/// Values of a block of [`deltas`], and of each of the parts that have a width of their own.
+/// Values of a block of [`deltas`], and of each of its parts.
 const BLOCK: usize = 128;
 const PART: usize = 32;
-/// From so many equal values on [`few`] counts them.
-const RUN: usize = 32;
+/// From so many eights of equal values on [`few`] counts them.
+const RUN: usize = 4;
+/// In each byte a one.
+const ONES: u64 = 0x0101_0101_0101_0101;
 
 /// An unsigned LEB128 number.
 fn varint(mut value: u64, out: &mut Vec<u8>) {
@@ -23,47 +25,10 @@ fn zigzag(value: i64, out: &mut Vec<u8>) {
     varint((value << 1 ^ value >> 63).cast_unsigned(), out);
 }
 
-/// The lowest `width` bits of each of `values`, the first one lowest.
-fn pack(values: impl Iterator<Item = u64>, width: u32, out: &mut Vec<u8>) {
-    let (mut bits, mut count) = (0u128, 0);
-    for value in values {
-        bits |= u128::from(value) << count;
-        count += width;
-        if count >= 64 {
-            out.extend_from_slice(&(bits as u64).to_le_bytes());
-            (bits, count) = (bits >> 64, count - 64);
-        }
-    }
-    let bytes = count.div_ceil(8) as usize;
-    out.extend_from_slice(bits.to_le_bytes().get(..bytes).unwrap_or_default());
-}
-
-/// The lowest `WIDTH` bits of each value of a part. All shifts are known to the compiler.
-fn pack_part<const WIDTH: usize>(values: &[u64; PART], out: &mut Vec<u8>) {
-    let mut words = [0u64; PART];
-    for (i, value) in values.iter().enumerate() {
-        let (word, shift) = (i * WIDTH / 64, i * WIDTH % 64);
-        words[word] |= value << shift;
-        if shift + WIDTH > 64 {
-            words[word + 1] |= value >> (64 - shift);
-        }
-    }
-    out.extend_from_slice(words[..WIDTH / 2 + WIDTH % 2].as_bytes().get(..WIDTH * PART / 8).unwrap_or_default());
-}
-
-/// Packs a part.
-type Pack = fn(&[u64; PART], &mut Vec<u8>);
-
-/// [`pack_part`] for each width.
-const PACK: [Pack; 65] = {
-    macro_rules! all {
-        ($($width:literal)*) => { [$(pack_part::<$width>,)*] };
-    }
-    all!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 36 37 38
-        39 40 41 42 43 44 45 46 47 48 49 50 51 52 53 54 55 56 57 58 59 60 61 62 63 64)
-};
-
 /// DELTA_BINARY_PACKED: differences from one value to the next, less the smallest of their block.
+///
+/// All differences of a block have the same whole number of bytes here, and what is taken off depends on that number alone:
+/// so the same differences are the same bytes again, which is worth more to what compresses them than a few bits less.
 pub(super) fn deltas(values: &[u64], out: &mut Vec<u8>) {
     varint(BLOCK as u64, out);
     varint((BLOCK / PART) as u64, out);
@@ -72,62 +37,81 @@ pub(super) fn deltas(values: &[u64], out: &mut Vec<u8>) {
     let before = values.chunks(BLOCK);
     for (before, block) in before.zip(values.get(1..).unwrap_or_default().chunks(BLOCK)) {
         let mut differences = [0; BLOCK];
-        for ((difference, value), before) in differences.iter_mut().zip(block).zip(before) {
-            *difference = value.wrapping_sub(*before);
+        let (mut least, mut most) = (i64::MAX, i64::MIN);
+        for ((place, value), before) in differences.iter_mut().zip(block).zip(before) {
+            let difference = value.wrapping_sub(*before).cast_signed();
+            (*place, least, most) = (difference, least.min(difference), most.max(difference));
         }
-        let least = differences.iter().take(block.len()).map(|difference| difference.cast_signed()).min();
-        let least = least.unwrap_or_default();
-        zigzag(least, out);
-        for difference in differences.iter_mut().take(block.len()) {
-            *difference = difference.wrapping_sub(least.cast_unsigned());
-        }
-        let (parts, _) = differences.as_chunks::<PART>();
-        let widths: [usize; BLOCK / PART] = std::array::from_fn(|n| {
-            parts.get(n).map_or(0, |part| 64 - part.iter().fold(0, |all, value| all | value).leading_zeros() as usize)
-        });
-        out.extend(widths.iter().map(|width| *width as u8));
-        for (part, width) in parts.iter().zip(widths).take(block.len().div_ceil(PART)) {
-            if let (1.., Some(pack)) = (width, PACK.get(width)) {
-                pack(part, out);
-            }
+        let bytes = if least == most { 0 } else { bytes(least).max(bytes(most)) };
+        let base = if bytes == 0 { least } else { i64::MIN >> (64 - 8 * bytes) };
+        zigzag(base, out);
+        out.extend([8 * bytes as u8; BLOCK / PART]);
+        // The last part that has any is filled up.
+        let filled = differences.get(..block.len().next_multiple_of(PART)).unwrap_or_default();
+        let puts = [put::<1>, put::<2>, put::<3>, put::<4>, put::<5>, put::<6>, put::<7>, put::<8>];
+        if let Some(put) = bytes.checked_sub(1).and_then(|n| puts.get(n)) {
+            put(filled, base, out);
         }
     }
 }
 
-/// How many of `values` are `first` before one is not.
-fn equal(values: &[u8], first: u8) -> usize {
-    let same = values.as_chunks::<RUN>().0.iter().take_while(|chunk| **chunk == [first; RUN]).count() * RUN;
-    same + values.get(same..).unwrap_or_default().iter().take(RUN).take_while(|value| **value == first).count()
+/// How many bytes a signed number takes.
+fn bytes(number: i64) -> usize {
+    let sign = number ^ number >> 63;
+    (65 - sign.leading_zeros() as usize).div_ceil(8)
+}
+
+/// `BYTES` bytes of each difference from `base`.
+fn put<const BYTES: usize>(differences: &[i64], base: i64, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.resize(start + differences.len() * BYTES, 0);
+    let (places, _) = out.get_mut(start..).unwrap_or_default().as_chunks_mut::<BYTES>();
+    for (place, difference) in places.iter_mut().zip(differences) {
+        let bytes = difference.wrapping_sub(base).to_le_bytes();
+        *place = std::array::from_fn(|n| bytes[n]);
+    }
 }
 
 /// The hybrid of run lengths and packed bits: for definition levels and for numbers of a dictionary's entries, all below
-/// 2^`width`.
+/// 2^`width` and that at most 8.
 pub(super) fn few(values: &[u8], width: u32, out: &mut Vec<u8>) {
-    let mut rest = values;
-    while let Some(first) = rest.first() {
-        let run = equal(rest, *first);
-        if run >= RUN {
-            varint((run as u64) << 1, out);
-            out.push(*first);
-            rest = rest.get(run..).unwrap_or_default();
+    // Packed values come in eights, the last of which is filled up. Runs are of whole eights here.
+    let (eights, rest) = values.as_chunks::<8>();
+    let mut last = [0; 8];
+    last.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
+    let eight = |n: usize| u64::from_le_bytes(*eights.get(n).unwrap_or(&last));
+    let run = |n: usize, most: usize| {
+        let first = eight(n);
+        let alike = first == (first & 0xff) * ONES;
+        if alike { (n..eights.len()).take(most).take_while(|n| eight(*n) == first).count() } else { 0 }
+    };
+    let (mut at, end) = (0, values.len().div_ceil(8));
+    while at < end {
+        let length = run(at, usize::MAX);
+        if length >= RUN {
+            varint((length as u64 * 8) << 1, out);
+            out.push(eight(at) as u8);
+            at += length;
             continue;
         }
-        // Packed values come in eights; the last ones of all are filled up.
-        let mut end = 8;
-        while let Some(next) = rest.get(end..).filter(|next| next.len() >= 8)
-            && equal(next.get(..RUN).unwrap_or_default(), next[0]) < RUN
-        {
-            end += 8;
+        let start = at;
+        at += 1;
+        while at < end && run(at, RUN) < RUN {
+            at += 1;
         }
-        if rest.len() < end + 8 {
-            end = rest.len();
+        varint(((at - start) as u64) << 1 | 1, out);
+        for n in start..at {
+            out.extend_from_slice(pack_eight(eight(n), width).to_le_bytes().get(..width as usize).unwrap_or_default());
         }
-        let groups = end.div_ceil(8);
-        varint((groups as u64) << 1 | 1, out);
-        let packed = rest.iter().take(end).map(|value| u64::from(*value));
-        pack(packed.chain(std::iter::repeat_n(0, groups * 8 - end)), width, out);
-        rest = rest.get(end..).unwrap_or_default();
     }
+}
+
+/// The lowest `width` bits of each byte, the first one lowest.
+fn pack_eight(bytes: u64, width: u32) -> u64 {
+    let gap = 8 - width;
+    let pairs = bytes & 0x00ff_00ff_00ff_00ff | (bytes & 0xff00_ff00_ff00_ff00) >> gap;
+    let fours = pairs & 0x0000_ffff_0000_ffff | (pairs & 0xffff_0000_ffff_0000) >> (2 * gap);
+    fours & 0xffff_ffff | (fours & !0xffff_ffff) >> (4 * gap)
 }
 
 /// PLAIN: as they are.
