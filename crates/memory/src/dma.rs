@@ -5,7 +5,7 @@
 //! debuggers use [`PhysicalMap`] itself, and nobody is told of that.
 
 use crate::map::MapError;
-use crate::observe::{Access, AccessKind, Agent, Observer, REPORTED, wide};
+use crate::observe::{self, Access, AccessKind, Agent, Observer, REPORTED, wide};
 use crate::{Gpa, PhysicalMap};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -113,9 +113,7 @@ impl Dma {
                 done += piece;
             }
         }
-        if observer.interest_changed() {
-            self.map.code().interest_changed();
-        }
+        observe::heed(observer, &self.map);
         result
     }
 

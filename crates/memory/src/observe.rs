@@ -16,6 +16,14 @@ pub(crate) fn wide(bytes: &[u8]) -> u128 {
     bytes.iter().rev().fold(0, |value, byte| value << 8 | u128::from(*byte))
 }
 
+/// Has every vCPU ask its observer anew if `observer`, which was just told something, wants something else than before.
+/// This may be in the midst of an instruction: vCPUs hear of it as of overwritten code, behind which a block ends.
+pub(crate) fn heed(observer: &dyn Observer, map: &PhysicalMap) {
+    if observer.interest_changed() {
+        map.code().interest_changed();
+    }
+}
+
 /// What kind of access was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AccessKind {

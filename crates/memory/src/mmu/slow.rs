@@ -3,7 +3,7 @@
 use super::{MemoryFault, Mmu, Origin, Space};
 use crate::hostmem::{self, HostAccess};
 use crate::map::Page;
-use crate::observe::{Access, AccessKind, Agent, Interest, Observer, REPORTED, wide};
+use crate::observe::{self, Access, AccessKind, Agent, Interest, Observer, REPORTED, wide};
 use crate::tlb::{CODE, Comparator, Entry, Full, INVALID, IO, RECORD, ROM, WATCH};
 use crate::touched::{PAGES_MAX, Seen};
 use crate::walk::{Tables, Want};
@@ -64,6 +64,7 @@ impl<'a> MapTables<'a> {
             let (size, value, old) = (size as u8, u128::from(value), old.map(u128::from));
             let agent = Agent::Vcpu { origin, cr3 };
             observer.access(&Access { kind, agent, gva: None, gpa, hva, size, value, old });
+            observe::heed(observer, self.map);
         }
     }
 }
@@ -346,10 +347,7 @@ impl Mmu {
             value,
             old,
         });
-        if observer.interest_changed() {
-            // This may be in the midst of an instruction. A block ends where code was overwritten.
-            self.map.code().interest_changed();
-        }
+        observe::heed(&**observer, &self.map);
     }
 
     /// Tells the observer of a read or fetch within one page that was made, in pieces of 16 bytes.

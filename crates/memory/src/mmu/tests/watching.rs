@@ -1,6 +1,7 @@
 //! What an observer is told.
 
 use super::*;
+use std::sync::atomic::Ordering;
 
 fn watched(interest: Interest) -> (Builder, Mmu, Arc<Watcher>) {
     let (tables, mut mmu, _) = machine();
@@ -155,6 +156,11 @@ fn walks_are_seen_when_their_tables_are_watched() {
     mmu.write(BY, K, Gva(HERE), 2u8).expect("writable");
     let _ = mmu.translate(Gva(HERE));
     assert!(watcher.take().is_empty(), "a hit walks nothing, and looking is no access");
+    assert!(!mmu.code_modified());
+    watcher.anew.store(true, Ordering::Relaxed);
+    mmu.flush_all();
+    mmu.read::<u8>(BY, K, Gva(HERE)).expect("mapped");
+    assert!(mmu.code_modified(), "the vCPU is told that the observer wants something else");
 }
 
 #[test]
