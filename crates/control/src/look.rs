@@ -9,7 +9,7 @@ use crate::paging::{hpa, region_of};
 use lens::{Hit, Listed, Watch, WatchError};
 use memory::walk::Mode;
 use memory::walk::spans::Alike;
-use memory::{Access, Gpa, Gva};
+use memory::{Access, Agent, Gpa, Gva};
 use serde::{Deserialize, Serialize};
 use x86::paging::TABLE_ADDRESS;
 use x86::{PAGE_OFFSET, PAGE_SHIFT, PAGE_SIZE, Pte};
@@ -116,10 +116,12 @@ pub struct LastAccess {
     pub size: u8,
     pub value: String,
     pub old: Option<String>,
-    pub cpu: u32,
-    pub cpl: u8,
-    pub cr3: String,
-    pub rip: String,
+    /// The device that made it; a vCPU, of which the next four tell, if it was none.
+    pub device: Option<String>,
+    pub cpu: Option<u32>,
+    pub cpl: Option<u8>,
+    pub cr3: Option<String>,
+    pub rip: Option<String>,
     /// The function that made it.
     pub by: Option<String>,
     pub gva: Option<String>,
@@ -136,7 +138,9 @@ fn hex(number: u64) -> String {
 
 impl From<Hit> for LastAccess {
     fn from(Hit { watch, access, hpa, by, at }: Hit) -> Self {
-        let Access { kind, origin, cr3, gva, gpa, hva, size, value, old } = access;
+        let Access { kind, agent, gva, gpa, hva, size, value, old } = access;
+        let device = if let Agent::Device(name) = agent { Some(name.to_owned()) } else { None };
+        let origin = access.origin();
         let digits = |value: u128| format!("{value:0width$x}", width = 2 * usize::from(size));
         Self {
             watch,
@@ -144,10 +148,11 @@ impl From<Hit> for LastAccess {
             size,
             value: digits(value),
             old: old.map(digits),
-            cpu: origin.cpu,
-            cpl: origin.cpl,
-            cr3: hex(cr3),
-            rip: hex(origin.rip),
+            device,
+            cpu: origin.map(|origin| origin.cpu),
+            cpl: origin.map(|origin| origin.cpl),
+            cr3: access.cr3().map(hex),
+            rip: origin.map(|origin| hex(origin.rip)),
             by,
             gva: gva.map(|gva| hex(gva.0)),
             at,

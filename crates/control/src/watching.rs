@@ -5,6 +5,7 @@ use crate::command::lines;
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use lens::Listed;
 use lens::watch::Start;
+use memory::Agent;
 
 /// What `help watch` says besides.
 pub(crate) const LANGUAGE: &str = "\
@@ -100,8 +101,12 @@ fn line(listed: &Listed) -> String {
         Err(why) => format!(" nowhere: {why}"),
     };
     let last = last.map_or(String::new(), |access| {
-        let kind = lens::format::kind(access.kind);
-        format!(", last {kind}{} rip {:x} val {:x}", access.size, access.origin.rip, access.value)
+        let (kind, value) = (lens::format::kind(access.kind), access.value);
+        let agent = match access.agent {
+            Agent::Vcpu { origin, .. } => format!("rip {:x}", origin.rip),
+            Agent::Device(name) => name.to_owned(),
+        };
+        format!(", last {kind}{} {agent} val {value:x}", access.size)
     });
     format!("{id}: {watch}{place}{state}, {hits} hits{last}")
 }

@@ -119,7 +119,7 @@ impl Cpu {
                 return Exit::Counted;
             }
             if self.must_poll() || self.halted {
-                match self.poll() {
+                match self.poll(interpreter) {
                     // An event's own accesses may have been watched.
                     Ok(true) if self.debugger.stopped() => continue,
                     Ok(true) => {}
@@ -380,8 +380,10 @@ impl Cpu {
     /// Acts on requests from outside; sleeps while halted. `Ok(false)`: stop.
     #[cold]
     #[inline(never)]
-    fn poll(&mut self) -> Result<bool, TripleFault> {
+    fn poll(&mut self, interpreter: &mut Interpreter) -> Result<bool, TripleFault> {
         loop {
+            // What observers have wanted since it fell asleep holds for what an event accesses.
+            self.forget_modified(interpreter);
             // A trap of the instruction before comes first (APM vol. 2, 8.5).
             let blocked = self.shadow != Shadow::None || self.careful && self.debug_pending != 0;
             let raised = self.signals.raised() & self.poll_mask();

@@ -64,7 +64,8 @@ impl Entry {
     fn met(&self, access: &Access) -> bool {
         self.watch.conditions.iter().zip(&self.codes).all(|(condition, code)| match condition {
             Condition::Rip { inside, .. } => {
-                code.is_some_and(|(first, last)| (first..=last).contains(&access.origin.rip)) == *inside
+                let within = |rip| code.is_some_and(|(first, last)| (first..=last).contains(&rip));
+                access.origin().is_some_and(|origin| within(origin.rip) == *inside)
             }
             condition => condition.met(access),
         })
@@ -170,6 +171,15 @@ impl State {
         gva.map_or(by_gpa, |gva| by_gpa.or(self.virtually.kinds(gva.0, last(gva.0, size))))
     }
 
+    /// Whether reads or writes in the page of `gpa` are wanted that have no virtual address.
+    fn wants_physically(&self, gpa: Gpa) -> bool {
+        if self.physically.is_empty() {
+            return false;
+        }
+        let kinds = self.kinds(None, gpa.page(), PAGE_SIZE);
+        kinds.read || kinds.write
+    }
+
     /// The watches that want `access`.
     fn wanting(&self, access: &Access) -> impl Iterator<Item = &Entry> {
         let size = access.size.into();
@@ -202,7 +212,8 @@ impl State {
 
     /// Whether `access` is by the processes that `entry` asks for.
     fn by_process(&self, entry: &Entry, access: &Access) -> bool {
-        entry.watch.processes().all(|(is, name)| self.runs(access.cr3, name) == Some(is))
+        let runs = |name| self.runs(access.cr3()?, name);
+        entry.watch.processes().all(|(is, name)| runs(name) == Some(is))
     }
 
     /// Whether CR3 belongs to a process of this name. `None`: nothing tells.
@@ -369,12 +380,13 @@ impl Filter {
 
     /// See [`memory::Observer::wants_walks`].
     pub fn wants_walks(&self, gpa: Gpa) -> bool {
+        self.state().wants_physically(gpa)
+    }
+
+    /// See [`memory::Observer::wants_dma`].
+    pub fn wants_dma(&self, gpa: Gpa) -> bool {
         let state = self.state();
-        if state.physically.is_empty() {
-            return false;
-        }
-        let kinds = state.kinds(None, gpa.page(), PAGE_SIZE);
-        kinds.read || kinds.write
+        state.wants_physically(gpa) || state.has_pointer(gpa.page(), PAGE_SIZE)
     }
 
     /// See [`memory::Observer::interest_changed`].
@@ -395,7 +407,8 @@ impl Filter {
             }
             each(entry, last);
         }
-        let moved = access.kind == AccessKind::Write && state.has_pointer(access.gpa, access.size.into());
+        let writes = matches!(access.kind, AccessKind::Write | AccessKind::DmaWrite);
+        let moved = writes && state.has_pointer(access.gpa, access.size.into());
         drop(state);
         if moved || spent {
             self.look_anew();

@@ -1,14 +1,14 @@
 //! How a line of the watch looks.
 
 use crate::symbols::Table;
-use memory::{Access, AccessKind, Gva, Hpa};
+use memory::{Access, AccessKind, Agent, Gva, Hpa};
 use std::fmt::{self, Write};
 use std::str::FromStr;
 
 /// How a line of the watch looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Format {
-    /// `watch r4 cpu0 rip … gva … gpa … hva … hpa … val …`
+    /// `watch r4 cpu0 rip … gva … gpa … hva … hpa … val …`; for a device its name comes in place of `cpu0 rip …`.
     #[default]
     Vitrine,
     /// `helper_le_ldul_mmu eip: …, vaddr: …, haddr: …, Val: …`, named after what QEMU would have called for it.
@@ -55,22 +55,23 @@ impl Format {
     /// comes last.
     pub(crate) fn line(self, line: &mut String, access: &Access, host: Host, symbols: &Table) -> fmt::Result {
         let (gva, hva) = (OrDash(access.gva.map(|gva| gva.0)), OrDash(access.hva.map(|hva| hva.0)));
-        let Access { kind, origin, gpa, size, value, .. } = access;
+        let Access { kind, agent, gpa, size, value, .. } = access;
+        let rip = access.origin().map(|origin| origin.rip);
         match self {
             Self::Vitrine => {
-                let kind = self::kind(*kind);
-                write!(
-                    line,
-                    "watch {kind}{size} cpu{} rip {:x} gva {gva} gpa {gpa:x} hva {hva} hpa ",
-                    origin.cpu, origin.rip
-                )?;
+                write!(line, "watch {}{size} ", self::kind(*kind))?;
+                match agent {
+                    Agent::Vcpu { origin, .. } => write!(line, "cpu{} rip {:x}", origin.cpu, origin.rip)?,
+                    Agent::Device(name) => line.push_str(name),
+                }
+                write!(line, " gva {gva} gpa {gpa:x} hva {hva} hpa ")?;
                 match host {
                     Host::Known(hpa) => write!(line, "{hpa:x}")?,
                     Host::Unknown => line.push('?'),
                     Host::None => line.push('-'),
                 }
                 write!(line, " val {value:x}")?;
-                let instruction = symbols.at(Gva(origin.rip));
+                let instruction = rip.and_then(|rip| symbols.at(Gva(rip)));
                 for (word, named) in [("by", instruction), ("at", access.gva.and_then(|gva| symbols.at(gva)))] {
                     if let Some(named) = named {
                         write!(line, " {word} {named}")?;
@@ -81,7 +82,8 @@ impl Format {
             }
             Self::Qemu => {
                 let helper = helper(*kind, *size);
-                writeln!(line, "{helper} eip: {:x}, vaddr: {gva}, haddr: {hva}, Val: {value:x}", origin.rip)
+                let rip = OrDash(rip);
+                writeln!(line, "{helper} eip: {rip}, vaddr: {gva}, haddr: {hva}, Val: {value:x}")
             }
         }
     }
@@ -98,11 +100,14 @@ pub fn kind(kind: AccessKind) -> &'static str {
         AccessKind::WalkWrite => "pw",
         AccessKind::DescriptorRead => "dr",
         AccessKind::DescriptorWrite => "dw",
+        AccessKind::DmaRead => "dmar",
+        AccessKind::DmaWrite => "dmaw",
     }
 }
 
-/// The helper that QEMU's TCG calls for such an access (QEMU 5, accel/tcg/cputlb.c; walks: target/i386). It knows
-/// powers of two only: others (instructions, parts of accesses that cross a page) get the next one's.
+/// The helper that QEMU's TCG calls for such an access (QEMU 5, accel/tcg/cputlb.c; walks: target/i386; devices:
+/// include/sysemu/dma.h). It knows powers of two only: others (instructions, parts of accesses that cross a page) get the
+/// next one's.
 fn helper(kind: AccessKind, size: u8) -> &'static str {
     let names = match kind {
         AccessKind::Read | AccessKind::DescriptorRead => {
@@ -120,6 +125,8 @@ fn helper(kind: AccessKind, size: u8) -> &'static str {
         ],
         AccessKind::WalkRead => ["x86_ldub_phys", "x86_lduw_phys", "x86_ldl_phys", "x86_ldq_phys", "x86_ldq_phys"],
         AccessKind::WalkWrite => ["x86_stb_phys", "x86_stw_phys", "x86_stl_phys", "x86_stq_phys", "x86_stq_phys"],
+        AccessKind::DmaRead => ["dma_memory_read"; 5],
+        AccessKind::DmaWrite => ["dma_memory_write"; 5],
     };
     let [one, two, four, eight, more] = names;
     match size {
@@ -139,8 +146,7 @@ mod tests {
     fn access() -> Access {
         Access {
             kind: AccessKind::Read,
-            origin: Origin { rip: 0xffff_ffff_8116_a8cc, ..Origin::default() },
-            cr3: 0x1000,
+            agent: Agent::Vcpu { origin: Origin { rip: 0xffff_ffff_8116_a8cc, ..Origin::default() }, cr3: 0x1000 },
             gva: Some(Gva(0xffff_8880_07ed_ec80)),
             gpa: Gpa(0x7ed_ec80),
             hva: Some(Hva(0x7f08_4311_ec80)),
@@ -189,6 +195,20 @@ mod tests {
         assert_eq!(
             line(Format::Vitrine, &device, Host::None),
             "watch w1 cpu0 rip ffffffff8116a8cc gva ffff888007edec80 gpa 7edec80 hva - hpa - val 0\n"
+        );
+    }
+
+    #[test]
+    fn a_device_stands_where_the_instruction_would() {
+        let (kind, agent) = (AccessKind::DmaWrite, Agent::Device("fw_cfg"));
+        let dma = Access { kind, agent, gva: None, size: 16, value: 0x1_0000_0000_0000_0000, ..access() };
+        assert_eq!(
+            line(Format::Vitrine, &dma, Host::Known(Hpa(0x1_c2f7_ec80))),
+            "watch dmaw16 fw_cfg gva - gpa 7edec80 hva 7f084311ec80 hpa 1c2f7ec80 val 10000000000000000\n"
+        );
+        assert_eq!(
+            line(Format::Qemu, &Access { kind: AccessKind::DmaRead, value: 5, ..dma }, Host::Unknown),
+            "dma_memory_read eip: -, vaddr: -, haddr: 7f084311ec80, Val: 5\n"
         );
     }
 

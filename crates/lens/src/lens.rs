@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 /// The watches, which may change while the guest runs, and the trace if there is one.
 ///
-/// Whoever changes what is wanted has every vCPU take [`Lens::observer`] anew: only then is it seen, or costs nothing any
-/// more. `machine::Handle` does both.
+/// Whoever changes what is wanted has every vCPU take [`Lens::observer`] anew, and the map for devices' accesses: only then
+/// is it seen, or costs nothing any more. `machine::Handle` does both.
 #[derive(Debug, Default)]
 pub struct Lens {
     watcher: Watcher,
@@ -24,7 +24,7 @@ impl Lens {
         Self { watcher, trace }
     }
 
-    /// The observer for a vCPU; none where nothing is wanted.
+    /// The observer for a vCPU, and for devices' accesses; none where nothing is wanted.
     #[must_use]
     pub fn observer(self: &Arc<Self>) -> Option<Arc<dyn Observer>> {
         let wanted = self.watcher.wants_any()
@@ -51,8 +51,8 @@ impl Lens {
         self.watcher.enable(id, on)
     }
 
-    /// Has `stop` called, on the vCPU's thread, when a watch is to stop the machine: with the numbers of the vCPU and of the
-    /// watch. Once for a lens.
+    /// Has `stop` called, on the thread of who made the access, when a watch is to stop the machine: with the numbers of the
+    /// vCPU (the first one for a device) and of the watch. Once for a lens.
     pub fn on_stop(&self, stop: impl Fn(u32, u32) + Send + Sync + 'static) {
         self.watcher.on_stop(Box::new(stop));
     }
@@ -102,6 +102,10 @@ impl Observer for Lens {
 
     fn wants_walks(&self, gpa: Gpa) -> bool {
         self.watcher.wants_walks(gpa) || self.trace.as_ref().is_some_and(|trace| trace.wants_walks(gpa))
+    }
+
+    fn wants_dma(&self, gpa: Gpa) -> bool {
+        self.watcher.wants_dma(gpa) || self.trace.as_ref().is_some_and(|trace| trace.wants_dma(gpa))
     }
 
     fn access(&self, access: &Access) {

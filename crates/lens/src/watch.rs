@@ -87,9 +87,9 @@ impl Field {
             Self::Value => access.value,
             Self::Old => return access.old,
             Self::Size => access.size.into(),
-            Self::Cpu => access.origin.cpu.into(),
-            Self::Cr3 => (access.cr3 & !PCID).into(),
-            Self::Rip => access.origin.rip.into(),
+            Self::Cpu => access.origin()?.cpu.into(),
+            Self::Cr3 => (access.cr3()? & !PCID).into(),
+            Self::Rip => access.origin()?.rip.into(),
         })
     }
 }
@@ -192,7 +192,8 @@ pub enum Condition {
 }
 
 impl Condition {
-    /// Whether `access` meets it, as far as that can be told by the access alone.
+    /// Whether `access` meets it, as far as that can be told by the access alone. What no vCPU made meets nothing that is
+    /// said of one.
     pub(crate) fn met(&self, access: &Access) -> bool {
         match self {
             Self::Compare { field, mask, relation, with } => {
@@ -204,7 +205,7 @@ impl Condition {
                 let mask = mask.unwrap_or(u128::MAX);
                 relation.holds(have & mask, with & mask)
             }
-            Self::User(user) => (access.origin.cpl == 3) == *user,
+            Self::User(user) => access.origin().is_some_and(|origin| (origin.cpl == 3) == *user),
             Self::Rip { .. } | Self::Process { .. } => true,
         }
     }

@@ -39,7 +39,7 @@ pub struct Hit {
     pub access: Access,
     /// The fourth; `None`: the host's kernel hides it, or a device answered.
     pub hpa: Option<Hpa>,
-    /// The function of the instruction, with the distance from its beginning.
+    /// The function of the instruction, if there is one, with the distance from its beginning.
     pub by: Option<String>,
     /// The symbol of the guest virtual address, likewise.
     pub at: Option<String>,
@@ -77,7 +77,7 @@ pub struct Watcher {
     stop: OnceLock<Box<StopHook>>,
 }
 
-/// Stops a vCPU's machine for a watch: their numbers.
+/// Stops a machine for a watch: the numbers of the vCPU and of the watch.
 type StopHook = dyn Fn(u32, u32) + Send + Sync;
 
 /// What is to be done about an access.
@@ -196,7 +196,8 @@ impl Watcher {
         let hit = lock(&self.last).clone()?;
         let symbols = &self.filter.state().symbols;
         let named = |gva: Gva| symbols.at(gva).map(|named| named.to_string());
-        Some(Hit { by: named(Gva(hit.access.origin.rip)), at: hit.access.gva.and_then(named), ..hit })
+        let by = hit.access.origin().and_then(|origin| named(Gva(origin.rip)));
+        Some(Hit { by, at: hit.access.gva.and_then(named), ..hit })
     }
 
     /// Writes a message, which is no line of the watch.
@@ -258,7 +259,7 @@ impl Watcher {
     fn stop(&self, access: &Access, id: u32) {
         // Who reads that it stops finds it stopped.
         if let Some(stop) = self.stop.get() {
-            stop(access.origin.cpu, id);
+            stop(access.origin().map_or(0, |origin| origin.cpu), id);
         }
         let state = self.filter.state();
         let expression = state.entries.iter().find(|entry| entry.id == id).map(|entry| entry.watch.to_string());
@@ -279,6 +280,10 @@ impl Observer for Watcher {
 
     fn wants_walks(&self, gpa: Gpa) -> bool {
         self.filter.wants_walks(gpa)
+    }
+
+    fn wants_dma(&self, gpa: Gpa) -> bool {
+        self.filter.wants_dma(gpa)
     }
 
     fn access(&self, access: &Access) {

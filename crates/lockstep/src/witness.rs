@@ -4,7 +4,7 @@
 //! Left out: the page walker's, which depend on what a TLB still has.
 
 use memory::observe::{Batch, Interest};
-use memory::{Access, AccessKind, Gpa, Gva, Observer};
+use memory::{Access, AccessKind, Agent, Gpa, Gva, Observer};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The most that are kept.
@@ -56,7 +56,9 @@ impl Observer for Witness {
     fn access(&self, access: &Access) {
         let mut seen = self.seen();
         if seen.len() < MOST {
-            let Access { kind, origin, cr3, gva, gpa, size, value, old, .. } = *access;
+            let Access { kind, gva, gpa, size, value, old, .. } = *access;
+            // No device is there that accesses memory.
+            let Agent::Vcpu { origin, cr3 } = access.agent else { return };
             seen.push(Seen { kind, rip: origin.rip, cpl: origin.cpl, cr3, gva, gpa, size, value, old });
         }
     }

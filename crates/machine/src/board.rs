@@ -9,7 +9,7 @@
 //! | 40h–43h, 61h | 8254 timer | ISA 0, through the HPET |
 //! | 70h–71h | CMOS clock | ISA 8, through the HPET |
 //! | 2E8h, 2F8h, 3E8h, 3F8h (8 each) | serial ports | ISA 3 (COM2, COM4), ISA 4 (COM1, COM3) |
-//! | 510h–511h | fw_cfg | |
+//! | 510h–511h, 514h–51Bh | fw_cfg | |
 //! | 600h–60Bh | ACPI events, control, timer | ISA 9, level |
 //! | 620h–623h | ACPI general-purpose events | ISA 9 |
 //! | CF8h–CFFh | PCI configuration, reset register at CF9h | |
@@ -53,7 +53,7 @@ use devices::{A20, Pin, PortBus, PortDevice, PowerSwitch, Reset};
 use lens::Lens;
 use lens::touched::Book;
 use memory::ram::{GuestRam, RamRegion};
-use memory::{Gpa, Mmio, PhysicalMap};
+use memory::{Dma, Gpa, Mmio, PhysicalMap};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -157,7 +157,7 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
     build.keyboard(irqs[1].clone(), &a20, &power)?;
     build.pci(config.board, &power)?;
     let uarts = build.serials(config.serials, &irqs, &mut info)?;
-    build.fw_cfg(config.memory, config.cpus, config.fw_cfg)?;
+    build.fw_cfg(&map, config.memory, config.cpus, config.fw_cfg)?;
     if let Some(console) = config.debugcon {
         build.ports.add(console.iobase, 1, 1, Arc::new(DebugCon::new(console.sink)))?;
     }
@@ -176,6 +176,7 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
         map.witness().take(witness.clone());
         ports.witness().take(witness);
     }
+    map.observe_dma(config.lens.observer());
     let ports = Arc::new(ports);
     let cpus = (0..).zip(signals).zip(&apics).map(|((id, signals), apic)| {
         let connections =
@@ -406,7 +407,13 @@ impl Builder {
         Ok(uarts)
     }
 
-    fn fw_cfg(&mut self, memory: u64, cpus: u32, files: Vec<(String, Vec<u8>)>) -> Result<(), MachineError> {
+    fn fw_cfg(
+        &mut self,
+        map: &Arc<PhysicalMap>,
+        memory: u64,
+        cpus: u32,
+        files: Vec<(String, Vec<u8>)>,
+    ) -> Result<(), MachineError> {
         let mut items = Items::new();
         let [low, high, ..] = cpus.to_le_bytes();
         items.add_entry(Key::Uuid, vec![0; 16]);
@@ -417,8 +424,9 @@ impl Builder {
         for (name, bytes) in files {
             items.add_file(&name, bytes)?;
         }
-        let device = self.resets(FwCfg::new(items));
-        self.ports.add(fw_cfg::SELECTOR, 2, 2, device)?;
+        let device = self.resets(FwCfg::new(items, Dma::new(map.clone(), fw_cfg::NAME)));
+        self.ports.add(fw_cfg::SELECTOR, 2, 2, device.clone())?;
+        self.ports.add(fw_cfg::DMA, fw_cfg::DMA_PORTS, 4, device)?;
         Ok(())
     }
 }

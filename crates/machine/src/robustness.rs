@@ -1,5 +1,5 @@
-//! Random accesses to every port, device window and APIC register of a whole board, from two vCPUs at once while time
-//! goes on: no panic, no deadlock.
+//! Random accesses to every port, device window and APIC register of a whole board, and requests for DMA, from two vCPUs at
+//! once while time goes on: no panic, no deadlock.
 //!
 //! `VITRINE_CASES` makes it longer, `VITRINE_SEED` repeats a script (as far as two threads and a running clock can).
 
@@ -8,11 +8,14 @@ use crate::{BoardKind, Config, DebugConsole, DebugExitPorts, Serial};
 use cpu::Cpu;
 use cpu::cpuid::Model;
 use devices::Sink;
-use memory::{Gva, Origin, Space};
+use lens::Lens;
+use memory::{Gpa, Gva, Origin, Space};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+/// Bytes of RAM.
+const RAM: u64 = 2 << 20;
 /// Accesses in one script.
 const STEPS: u64 = 20_000;
 /// How long a script may take before it counts as a deadlock.
@@ -47,7 +50,7 @@ impl Random {
     fn port(&mut self) -> u16 {
         let known = [
             0x20, 0xa0, 0x40, 0x60, 0x64, 0x70, 0x92, 0xb2, 0x2e8, 0x2f8, 0x3e8, 0x3f8, 0x402, 0x4d0, 0x501, 0x510,
-            0x600, 0x608, 0x620, 0xcf8, 0xcfc, 0x2000, 0xe0, 0xf4, 0xffff,
+            0x514, 0x518, 0x600, 0x608, 0x620, 0xcf8, 0xcfc, 0x2000, 0xe0, 0xf4, 0xffff,
         ];
         let port = if self.below(4) == 0 { self.below(0x1_0000) } else { self.pick(&known) + self.below(8) };
         (port & 0xffff) as u16
@@ -67,9 +70,19 @@ impl Sink for Nowhere {
     fn write(&mut self, _: &[u8]) {}
 }
 
+/// Now and then all of memory is watched.
+fn lens(random: &mut Random) -> Lens {
+    let lens = Lens::default();
+    if random.below(4) == 0 {
+        let watch = "rw:gpa:0+400000 then count".parse().unwrap();
+        lens.watch(watch).unwrap();
+    }
+    lens
+}
+
 fn config(random: &mut Random) -> Config {
     Config {
-        memory: 2 << 20,
+        memory: RAM,
         cpus: 2,
         board: if random.below(2) == 0 { BoardKind::Pc } else { BoardKind::Q35 },
         serials: (0..4).map(|_| Serial::Port(Box::new(Nowhere))).collect(),
@@ -78,14 +91,33 @@ fn config(random: &mut Random) -> Config {
         pc_testdev: true,
         hpet: random.below(4) != 0,
         fw_cfg: vec![("opt/test".into(), vec![1, 2, 3])],
+        lens: Arc::new(lens(random)),
         ..Config::new(Arc::new(Model::max()))
     }
+}
+
+/// Has fw_cfg do a request that is somewhere in RAM, or nearly.
+fn request(cpu: &Cpu, random: &mut Random) {
+    let near = |random: &mut Random| match random.below(4) {
+        0 => random.value(),
+        1 => RAM.wrapping_sub(random.below(32)),
+        _ => random.below(RAM),
+    };
+    let (at, to) = (near(random), near(random));
+    let key = random.pick(&[0x19, 0x20, 0, 0x8003, 0xffff]);
+    let control = key << 16 | random.below(32);
+    let length = if random.below(64) == 0 { random.value() & 0xffff_ffff } else { random.below(0x2000) };
+    let fields = u128::from(control) << 96 | u128::from(length) << 64 | u128::from(to);
+    // It may be nowhere.
+    let _ = cpu.mmu.map().write(Gpa(at), &fields.to_be_bytes());
+    cpu.ports.write(0x514, 4, ((at >> 32) as u32).swap_bytes());
+    cpu.ports.write(0x518, 4, ((at & 0xffff_ffff) as u32).swap_bytes());
 }
 
 /// What one vCPU does to the board.
 fn step(cpu: &mut Cpu, random: &mut Random) {
     let (size, value, by) = (random.pick(&[1usize, 2, 4]), random.value(), Origin::default());
-    match random.below(16) {
+    match random.below(17) {
         0..4 => drop(cpu.ports.read(random.port(), size)),
         4..8 => cpu.ports.write(random.port(), size, (value & 0xffff_ffff) as u32),
         8 => {
@@ -114,6 +146,7 @@ fn step(cpu: &mut Cpu, random: &mut Random) {
             let _ = if random.below(2) == 0 { cpu.read_msr(number) } else { cpu.write_msr(number, value).map(|()| 0) };
         }
         14 => drop(cpu.apic.acknowledge()),
+        15 => request(cpu, random),
         _ => {
             cpu.apic.set_task_priority((value & 15) as u8);
             cpu.signals.lower(!cpu::Signals::INTERRUPT);

@@ -12,6 +12,8 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
+mod dma;
+
 /// Where the image is loaded, header first.
 const LOAD: u32 = 0x10_0000;
 /// Where its code begins.

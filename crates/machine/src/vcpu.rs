@@ -94,8 +94,10 @@ impl Vcpu {
         stepped.map(|()| self.cpu.take_stop()).map_err(|fault| Box::new(self.crash(&fault)))
     }
 
-    /// Has `lens` see what it wants to now, which flushes the TLB. A kernel that runs already is made known to it.
+    /// Has `lens` see what it wants to now, also of devices' accesses, which flushes the TLB. A kernel that runs already is
+    /// made known to it.
     pub(crate) fn look_anew(&mut self, lens: &Arc<Lens>) {
+        self.cpu.mmu.map().observe_dma(lens.observer());
         self.cpu.mmu.set_observer(lens.observer());
         if self.cpu.msrs.lstar != 0 {
             self.cpu.mmu.system_calls_enter(Gva(self.cpu.msrs.lstar));

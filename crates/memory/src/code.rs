@@ -1,4 +1,5 @@
-//! Which parts of guest RAM hold decoded or translated code, and who wants to know when it is overwritten.
+//! Which parts of guest RAM hold decoded or translated code, and who wants to know when it is overwritten. The same way
+//! vCPUs are told that observers want to see other accesses than before.
 //!
 //! Each 4 KiB page has a word of 64 bits, one a chunk of 64 bytes. The words live in zero-fill memory that comes on
 //! demand (2 MiB of RAM share a host page of them), so RAM that holds no code costs nothing.
@@ -6,8 +7,8 @@
 //! How a write is noticed:
 //! - a vCPU's store goes through its TLB, where the write comparator of a page with marked chunks carries the
 //!   [`CODE`](crate::tlb::CODE) flag and so takes the slow path, which asks here;
-//! - the page walker (accessed and dirty bits) and devices ([`PhysicalMap::write`](crate::PhysicalMap::write)) ask
-//!   here directly.
+//! - the page walker (accessed and dirty bits), loaders, debuggers and devices
+//!   ([`PhysicalMap::write`](crate::PhysicalMap::write)) ask here directly.
 //!
 //! When a marked chunk is overwritten, the page's word is cleared and every vCPU is told the page's host address.
 //! ROM needs none of this: the guest cannot write it.
@@ -26,11 +27,20 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 /// log2 of the bytes in a chunk.
 const CHUNK_SHIFT: u64 = 6;
 
-/// What one vCPU has not yet heard of: pages whose decoded code was overwritten.
+/// What one vCPU has not yet heard of.
 #[derive(Debug, Default)]
 pub struct Notices {
     pending: AtomicBool,
-    pages: Mutex<Vec<Hva>>,
+    news: Mutex<News>,
+}
+
+/// What a vCPU is told.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Host addresses of pages whose decoded code was overwritten, each at least once.
+    pub pages: Vec<Hva>,
+    /// Observers want to see other accesses than before.
+    pub interest: bool,
 }
 
 impl Notices {
@@ -46,22 +56,28 @@ impl Notices {
         &self.pending
     }
 
-    /// Takes all of them: host addresses of pages, each at least once.
+    /// Takes all of it.
     #[must_use]
-    pub fn take(&self) -> Vec<Hva> {
-        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        // Cleared under the lock, so that a page added later sets it again.
+    pub fn take(&self) -> News {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        // Cleared under the lock, so that what is added later sets it again.
         self.pending.store(false, Ordering::Relaxed);
-        std::mem::take(&mut pages)
+        std::mem::take(&mut news)
     }
 
-    fn add(&self, page: Hva) {
-        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
-        // Stores in a row to one page are the common case; the list stays short between two polls.
-        if pages.last() != Some(&page) {
-            pages.push(page);
-        }
+    fn add(&self, add: impl FnOnce(&mut News)) {
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        add(&mut news);
         self.pending.store(true, Ordering::Release);
+    }
+
+    fn add_page(&self, page: Hva) {
+        self.add(|news| {
+            // Stores in a row to one page are the common case; the list stays short between two polls.
+            if news.pages.last() != Some(&page) {
+                news.pages.push(page);
+            }
+        });
     }
 }
 
@@ -115,7 +131,8 @@ impl CodePages {
         Ok(Self { areas, vcpus: RwLock::default() })
     }
 
-    /// Registers a vCPU: from now on it hears of every page whose decoded code was overwritten, by whomever.
+    /// Registers a vCPU: from now on it hears of every page whose decoded code was overwritten, by whomever, and whenever
+    /// observers want something else.
     #[must_use]
     pub fn subscribe(&self) -> Arc<Notices> {
         let notices = Arc::new(Notices::default());
@@ -155,11 +172,18 @@ impl CodePages {
             return false;
         }
         word.store(0, Ordering::Release);
-        let vcpus = self.vcpus.read().unwrap_or_else(PoisonError::into_inner);
-        for notices in vcpus.iter().filter_map(Weak::upgrade) {
-            notices.add(hva.page());
-        }
+        self.tell(|notices| notices.add_page(hva.page()));
         true
+    }
+
+    fn tell(&self, tell: impl Fn(&Notices)) {
+        let vcpus = self.vcpus.read().unwrap_or_else(PoisonError::into_inner);
+        vcpus.iter().filter_map(Weak::upgrade).for_each(|notices| tell(&notices));
+    }
+
+    /// Has every vCPU ask its observer anew what it wants to see, before its next instruction.
+    pub(crate) fn interest_changed(&self) {
+        self.tell(|notices| notices.add(|news| news.interest = true));
     }
 
     /// As [`CodePages::written`] for any number of bytes, which may cross pages but not regions.
@@ -224,8 +248,8 @@ mod tests {
         assert!(!notices.pending());
         assert!(code.written(hva.wrapping_add(0x507f), 1));
         assert!(notices.pending() && !code.marked(hva.wrapping_add(0x5000)));
-        assert_eq!(notices.take(), [hva.wrapping_add(0x5000)]);
-        assert!(!notices.pending() && notices.take().is_empty());
+        assert_eq!(notices.take().pages, [hva.wrapping_add(0x5000)]);
+        assert!(!notices.pending() && notices.take() == News::default());
     }
 
     #[test]
@@ -243,9 +267,12 @@ mod tests {
         code.mark(hva.wrapping_add((64 << 30) - 1), 1);
         code.written_range(hva.wrapping_add((64 << 30) - 8192), 8192);
         assert_eq!(a.take(), b.take());
+        code.interest_changed();
+        let news = News { pages: Vec::new(), interest: true };
+        assert!(a.pending() && a.take() == news && b.take() == news);
         drop(a);
         code.mark(hva, 1);
         code.written_range(hva, 8);
-        assert_eq!(b.take(), [hva]);
+        assert_eq!(b.take().pages, [hva]);
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod address;
 pub mod code;
+pub mod dma;
 pub mod hostmem;
 pub mod map;
 pub mod mmu;
@@ -21,9 +22,10 @@ pub mod walk;
 pub mod witness;
 
 pub use address::{Gpa, Gva, Hpa, Hva};
+pub use dma::Dma;
 pub use map::{MapError, Mmio, PhysicalMap};
 pub use mmu::{MemoryFault, Mmu, Origin, Space};
-pub use observe::{Access, AccessKind, Observer};
+pub use observe::{Access, AccessKind, Agent, Observer};
 pub use pagemap::Pagemap;
 pub use ram::{GuestRam, RamError};
 pub use scalar::Scalar;

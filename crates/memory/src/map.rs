@@ -5,10 +5,11 @@
 //! Memory types (MTRR, PAT, cache disable) are left out: nothing in this machine can tell them apart.
 
 use crate::code::CodePages;
+use crate::dma::Audience;
 use crate::hostmem;
 use crate::ram::{GuestRam, RamError, RamRegion, map_forever};
 use crate::witness::{DeviceAccess, Place, Seat};
-use crate::{Gpa, Hva};
+use crate::{Gpa, Hva, Observer};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -84,6 +85,16 @@ pub enum MapError {
     },
 }
 
+impl MapError {
+    /// The error of an access of which this is a part that comes behind `before` bytes.
+    pub(crate) fn after(self, before: usize) -> Self {
+        match self {
+            Self::NotMemory { gpa, done } => Self::NotMemory { gpa, done: before + done },
+            other => other,
+        }
+    }
+}
+
 /// What answers in a section.
 #[derive(Clone)]
 enum Backing {
@@ -149,6 +160,7 @@ pub struct PhysicalMap {
     code: CodePages,
     a20_mask: AtomicU64,
     witness: Seat,
+    dma: Audience,
 }
 
 impl PhysicalMap {
@@ -165,7 +177,8 @@ impl PhysicalMap {
             backing: Backing::Ram(region.hva),
         };
         let sections = ram.regions().iter().map(section).collect();
-        Ok(Self { sections, ram, code, a20_mask: AtomicU64::new(u64::MAX), witness: Seat::default() })
+        let (a20_mask, witness, dma) = (AtomicU64::new(u64::MAX), Seat::default(), Audience::default());
+        Ok(Self { sections, ram, code, a20_mask, witness, dma })
     }
 
     /// Puts `bytes` at `gpa` as memory that the guest can read and execute but not write, over whatever is there.
@@ -271,7 +284,8 @@ impl PhysicalMap {
         }
     }
 
-    /// Reads RAM and ROM for loaders, debuggers and devices. Never reaches a device; A20 does not apply.
+    /// Reads RAM and ROM for loaders and debuggers; devices have [`Dma`](crate::Dma). Never reaches a device; A20 does not
+    /// apply.
     ///
     /// # Errors
     /// [`MapError::NotMemory`] at the first byte that is neither; the bytes before it have been read.
@@ -292,8 +306,8 @@ impl PhysicalMap {
         Ok(())
     }
 
-    /// Writes RAM for loaders, debuggers and devices; decoded code that is hit is invalidated on every vCPU.
-    /// Never reaches a device, does not write ROM; A20 does not apply.
+    /// Writes RAM for loaders and debuggers; devices have [`Dma`](crate::Dma). Decoded code that is hit is invalidated on
+    /// every vCPU. Never reaches a device, does not write ROM; A20 does not apply.
     ///
     /// # Errors
     /// [`MapError::NotMemory`] at the first byte that is not RAM; the bytes before it have been written.
@@ -311,6 +325,15 @@ impl PhysicalMap {
             done += n;
         }
         Ok(())
+    }
+
+    /// Lets `observer` see devices' accesses ([`Dma`](crate::Dma)) from now on; `None` ends it.
+    pub fn observe_dma(&self, observer: Option<Arc<dyn Observer>>) {
+        self.dma.set(observer);
+    }
+
+    pub(crate) fn dma_audience(&self) -> &Audience {
+        &self.dma
     }
 
     /// Where somebody sits who wants to know what happens to the machine.

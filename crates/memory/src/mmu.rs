@@ -8,7 +8,7 @@
 //! Left out: memory types (all memory is coherent and ordered as the host's), and the wrap of a page-crossing
 //! access at 4 GiB in compatibility mode (it continues above; outside long mode it wraps).
 
-use crate::code::Notices;
+use crate::code::{News, Notices};
 use crate::hostmem;
 use crate::observe::{Batch, Observer, Record};
 use crate::space::AddressSpace;
@@ -16,7 +16,6 @@ use crate::tlb::{Cached, Entry, Stats, Tlb, View};
 use crate::touched::Touched;
 use crate::walk::{Inspection, Mode, Paging};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -135,8 +134,6 @@ pub struct Mmu {
     paging: Paging,
     tlb: Tlb,
     observer: Option<Arc<dyn Observer>>,
-    /// Its interest has changed: see [`Mmu::take_modified_code`].
-    asks_anew: Cell<bool>,
     /// It is content with records that translated code makes.
     records: bool,
     /// What was touched, while that is noted.
@@ -173,7 +170,6 @@ impl Mmu {
             paging: Paging::new(PHYSICAL_BITS),
             tlb,
             observer: None,
-            asks_anew: Cell::new(false),
             records: false,
             touched: None,
             pdptes_loaded: false,
@@ -513,10 +509,11 @@ impl Mmu {
     /// The host pages in which decoded code was overwritten, each at least once. Their marks are gone: code that
     /// stays decoded must be marked again. What an observer wants to see is asked anew, if that has changed.
     pub fn take_modified_code(&mut self) -> Vec<Hva> {
-        if self.asks_anew.take() {
+        let News { pages, interest } = self.notices.take();
+        if interest {
             self.ask_anew();
         }
-        self.notices.take()
+        pages
     }
 
     // --- inspection

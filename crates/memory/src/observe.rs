@@ -1,6 +1,5 @@
-//! The hook through which a lens sees accesses. Called on the slow path only: a page that nobody watches costs nothing.
-//!
-//! Left out: accesses by devices to memory; no device of this machine makes any.
+//! The hook through which a lens sees accesses: those of vCPUs, and those that devices make by themselves ([`crate::Dma`]).
+//! Called on the slow path only: a page that nobody watches costs nothing.
 
 use crate::mmu::Origin;
 use crate::{Gpa, Gva, Hva, PhysicalMap};
@@ -8,6 +7,22 @@ use std::sync::Arc;
 
 mod record;
 pub use record::{Batch, Record, What};
+
+/// The most bytes of an access that are reported at once.
+pub(crate) const REPORTED: usize = 16;
+
+/// At most [`REPORTED`] bytes as a little-endian number.
+pub(crate) fn wide(bytes: &[u8]) -> u128 {
+    bytes.iter().rev().fold(0, |value, byte| value << 8 | u128::from(*byte))
+}
+
+/// Has every vCPU ask its observer anew if `observer`, which was just told something, wants something else than before.
+/// This may be in the midst of an instruction: vCPUs hear of it as of overwritten code, behind which a block ends.
+pub(crate) fn heed(observer: &dyn Observer, map: &PhysicalMap) {
+    if observer.interest_changed() {
+        map.code().interest_changed();
+    }
+}
 
 /// What kind of access was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,14 +41,32 @@ pub enum AccessKind {
     DescriptorRead,
     /// A write to one: accessed and busy bits.
     DescriptorWrite,
+    /// A device read memory.
+    DmaRead,
+    /// A device wrote memory.
+    DmaWrite,
 }
 
 impl AccessKind {
     /// Whether memory may have been changed.
     #[must_use]
     pub fn is_write(self) -> bool {
-        matches!(self, Self::Write | Self::WalkWrite | Self::DescriptorWrite)
+        matches!(self, Self::Write | Self::WalkWrite | Self::DescriptorWrite | Self::DmaWrite)
     }
+}
+
+/// Who made an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Agent {
+    /// A vCPU.
+    Vcpu {
+        /// On whose behalf.
+        origin: Origin,
+        /// CR3 at that moment; with CR4.PCIDE its low 12 bits are the PCID.
+        cr3: u64,
+    },
+    /// The device of this name, by DMA.
+    Device(&'static str),
 }
 
 /// One access, with every address it had at the instant it was made.
@@ -41,11 +74,9 @@ impl AccessKind {
 pub struct Access {
     /// What was done.
     pub kind: AccessKind,
-    /// On whose behalf.
-    pub origin: Origin,
-    /// CR3 at that moment; with CR4.PCIDE its low 12 bits are the PCID.
-    pub cr3: u64,
-    /// Guest virtual address; `None` for a page-walk access, which has none.
+    /// Who did it.
+    pub agent: Agent,
+    /// Guest virtual address; `None` for page walks and DMA, which have none.
     pub gva: Option<Gva>,
     /// Guest physical address.
     pub gpa: Gpa,
@@ -58,6 +89,26 @@ pub struct Access {
     pub value: u128,
     /// For a write to memory, the bytes that were there before. `None`: it is no write, or a device answered.
     pub old: Option<u128>,
+}
+
+impl Access {
+    /// On whose behalf, if a vCPU made it.
+    #[must_use]
+    pub fn origin(&self) -> Option<&Origin> {
+        match &self.agent {
+            Agent::Vcpu { origin, .. } => Some(origin),
+            Agent::Device(_) => None,
+        }
+    }
+
+    /// CR3 at that moment, if a vCPU made it.
+    #[must_use]
+    pub fn cr3(&self) -> Option<u64> {
+        match self.agent {
+            Agent::Vcpu { cr3, .. } => Some(cr3),
+            Agent::Device(_) => None,
+        }
+    }
 }
 
 /// Which accesses to a page an observer wants to see.
@@ -86,8 +137,14 @@ pub trait Observer: Send + Sync {
     /// wanted.
     fn wants_walks(&self, gpa: Gpa) -> bool;
 
+    /// Whether reads and writes by devices in this 4 KiB page of guest physical memory are wanted.
+    fn wants_dma(&self, _gpa: Gpa) -> bool {
+        false
+    }
+
     /// Called for each access to a page for which there was interest, after it was made and only if it was made
-    /// (an access that faulted is not reported). The observer compares the exact bytes itself.
+    /// (an access that faulted is not reported). The observer compares the exact bytes itself. A device's accesses come
+    /// on whatever thread the device works on.
     fn access(&self, access: &Access);
 
     /// Whether records are wanted of what translated code accesses in pages for whose accesses they will do. Asked at first
@@ -103,8 +160,8 @@ pub trait Observer: Send + Sync {
     /// The vCPU waits meanwhile.
     fn system_calls_enter(&self, _map: &Arc<PhysicalMap>, _entry: Gva, _gpa: Gpa) {}
 
-    /// Whether interest has changed since this was asked last. Asked after each call of the others but [`Observer::interest`]
-    /// and [`Observer::wants_walks`]; then the TLB is flushed before the vCPU's next instruction.
+    /// Whether interest has changed since this was asked last. Asked after each call of the others but [`Observer::interest`],
+    /// [`Observer::wants_walks`] and [`Observer::wants_dma`]; then each vCPU flushes its TLB before its next instruction.
     fn interest_changed(&self) -> bool {
         false
     }

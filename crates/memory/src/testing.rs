@@ -3,6 +3,7 @@
 use crate::mmu::PagingRegisters;
 use crate::observe::{Access, Interest, Observer};
 use crate::{Gpa, GuestRam, Gva, MemoryFault, Mmio, Mmu, Origin, PhysicalMap, Scalar};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use x86::{Cr0, Cr4, Efer};
 
@@ -132,12 +133,14 @@ impl Mmu {
     }
 }
 
-/// Watches pages of guest physical memory, and keeps what it is told.
+/// Watches pages of guest physical memory, and keeps what it is told. Interest has changed if `anew` is set.
 #[derive(Default)]
 pub struct Watcher {
     pub pages: Vec<(u64, Interest)>,
     pub walks: Vec<u64>,
+    pub dma: Vec<u64>,
     pub seen: Mutex<Vec<Access>>,
+    pub anew: AtomicBool,
 }
 
 impl Watcher {
@@ -153,7 +156,13 @@ impl Observer for Watcher {
     fn wants_walks(&self, gpa: Gpa) -> bool {
         self.walks.contains(&gpa.0)
     }
+    fn wants_dma(&self, gpa: Gpa) -> bool {
+        self.dma.contains(&gpa.0)
+    }
     fn access(&self, access: &Access) {
         self.seen.lock().expect("lock").push(*access);
+    }
+    fn interest_changed(&self) -> bool {
+        self.anew.swap(false, Ordering::Relaxed)
     }
 }

@@ -193,18 +193,19 @@ export class Panels {
   }
 
   showAccess(access) {
-    const kinds = { r: "read", w: "write", x: "fetch", pr: "page walk’s read", pw: "page walk’s write", dr: "descriptor read", dw: "descriptor write" };
+    const kinds = { r: "read", w: "write", x: "fetch", pr: "page walk’s read", pw: "page walk’s write", dr: "descriptor read", dw: "descriptor write", dmar: "DMA read", dmaw: "DMA write" };
     const kind = kinds[access.kind] ?? access.kind;
-    $("chain-what").textContent = `${kind} of ${access.size} byte${access.size === 1 ? "" : "s"} by `
-      + `${access.by ?? short(access.rip)} on cpu${access.cpu}, CPL ${access.cpl}`;
+    const agent = access.device ?? `${access.by ?? short(access.rip)} on cpu${access.cpu}, CPL ${access.cpl}`;
+    $("chain-what").textContent = `${kind} of ${access.size} byte${access.size === 1 ? "" : "s"} by ${agent}`;
     this.stops([
-      ["GVA", "guest virtual", access.gva, access.gva ? access.at ?? "" : "a page walk has none"],
+      ["GVA", "guest virtual", access.gva, access.gva ? access.at ?? "" : `a ${access.device ? "device" : "page walk"} has none`],
       ["GPA", "guest’s page tables", access.gpa, ""],
       ["HVA", "Vitrine’s map", access.hva, access.hva ? "Vitrine’s own memory" : "a device answered"],
       ["HPA", "host’s page tables", access.hpa, access.hpa ? "a real memory chip" : access.hva ? "hidden from this user" : ""],
       ["value", kind, access.value, access.old && access.old !== access.value ? `before: ${access.old}` : "", "value"],
     ]);
-    this.steps([["rip", `${access.rip}${access.by ? `  ${access.by}` : ""}`], ["CR3", access.cr3], ["watch", String(access.watch)]]);
+    const vcpu = [["rip", `${access.rip}${access.by ? `  ${access.by}` : ""}`], ["CR3", access.cr3]];
+    this.steps([...(access.device ? [] : vcpu), ["watch", String(access.watch)]]);
   }
 
   /** Follows an address through all four. `byHand`: somebody has asked for it just now. */

@@ -3,7 +3,7 @@
 use guests::session::{Session, argument};
 use guests::watch::GuestView;
 use guests::{PATIENCE, find, image, initramfs, skipped};
-use iced_x86::code_asm::{dword_ptr, ecx};
+use iced_x86::code_asm::{dword_ptr, dx, eax, ecx};
 use std::process::Command;
 
 const VITRINE: &str = env!("CARGO_BIN_EXE_vitrine");
@@ -67,6 +67,52 @@ fn a_whole_trace_comes_in_other_formats() {
         let gva = 0x20_0000 + 4 * n;
         assert!(line.contains(&format!(",{gva:#x},{gva:#x},")) && line.ends_with(&format!(",4,{n:#x},0x0")), "{line}");
     }
+}
+
+#[test]
+fn what_a_device_writes_is_traced_and_watched() {
+    // fw_cfg is asked for the size of RAM (item 3), across two pages, and the guest reads the first half.
+    let kernel = image::protected_mode(|a| {
+        for (n, word) in (0..).zip([3 << 16 | 8 | 2, 8, 0, 0x20_1ffc_u32]) {
+            a.mov(dword_ptr(0x20_0000 + 4 * n), word.swap_bytes())?;
+        }
+        a.mov(dx, 0x518)?;
+        a.mov(eax, 0x20_0000_u32.swap_bytes())?;
+        a.out(dx, eax)?;
+        a.mov(ecx, dword_ptr(0x20_1ffc))?;
+        image::exit(a, 0)
+    });
+    let (kernel, folder) = (initramfs::file_of(&kernel), tempfile::tempdir().expect("a folder"));
+    let file = folder.path().join("t.parquet");
+    let trace = format!("{},rw:gpa:200000+3000", file.display());
+    let run = ["-kernel", argument(kernel.path()), "-display", "none", "-m", "64M", "-trace", &trace];
+    let exit = ["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4", "-watch", "w:gpa:201ffd+1000"];
+    let ended = Session::start(VITRINE, &[&run[..], &exit].concat()).end(PATIENCE);
+    assert_eq!(ended.status.code(), Some(1), "{ended:?}");
+    for (gpa, value) in [("201ffc", "4000000"), ("202000", "0")] {
+        let told = |line: &str| {
+            line.starts_with(&format!("watch dmaw4 fw_cfg gva - gpa {gpa} hva "))
+                && line.ends_with(&format!(" val {value}"))
+        };
+        assert_eq!(ended.stderr.lines().filter(|line| told(line)).count(), 1, "{ended:?}");
+    }
+    let ended = Session::start(VITRINE, &["convert", argument(&file)]).end(PATIENCE);
+    let seen = ended.stdout.lines().skip(1).map(|line| line.split(',').collect::<Vec<_>>());
+    // Device, kind, guest physical address, size and value.
+    let seen: Vec<_> = seen.map(|columns| [2, 8, 10, 13, 14].map(|n| columns[n])).collect();
+    let request = "0xfc1f20000000000008000000".to_owned() + "0a000300";
+    let wanted = [
+        ["", "write", "0x200000", "4", "0xa000300"],
+        ["", "write", "0x200004", "4", "0x8000000"],
+        ["", "write", "0x200008", "4", "0x0"],
+        ["", "write", "0x20000c", "4", "0xfc1f2000"],
+        ["fw_cfg", "dma_read", "0x200000", "16", &request],
+        ["fw_cfg", "dma_write", "0x201ffc", "4", "0x4000000"],
+        ["fw_cfg", "dma_write", "0x202000", "4", "0x0"],
+        ["fw_cfg", "dma_write", "0x200000", "4", "0x0"],
+        ["", "read", "0x201ffc", "4", "0x4000000"],
+    ];
+    assert_eq!(seen, wanted, "{ended:?}");
 }
 
 #[test]

@@ -137,7 +137,7 @@ fn the_machine_stops_behind_the_instruction_that_a_watch_waits_for() {
         let (count, behind_write) = guest.stopped(1);
         assert_eq!(count, 0x4d2);
         let hit = guest.handle.lens().last_hit().unwrap();
-        assert_eq!((hit.watch, hit.access.value, hit.access.origin.rip + 8), (1, 0x4d2, behind_write));
+        assert_eq!((hit.watch, hit.access.value, hit.access.origin().unwrap().rip + 8), (1, 0x4d2, behind_write));
         assert_eq!(lines.take().len(), 1, "it is told, and nothing else");
         // Reads do not end a block by themselves.
         guest.say(&format!("watch r:{counter} if value & ff == 0 and rip > 1 and cpu == 0 and kernel then stop"));

@@ -439,7 +439,7 @@ impl Fuzz {
             self.disturb();
             self.cpu.halted = false;
             // INIT comes with a start-up IPI, so that this never waits.
-            if self.cpu.must_poll() && self.cpu.poll().is_err() {
+            if self.cpu.must_poll() && self.cpu.poll(interpreter).is_err() {
                 self.set_up(mode);
             }
             let careful = self.cpu.careful || self.cpu.shadow != Shadow::None || self.random.one_in(16);

@@ -4,19 +4,24 @@ use super::*;
 use crate::hooks::{LocalApic, PortIo};
 use crate::state::{RBX, RSP};
 use crate::testing::{Board, CODE0, board};
+use memory::observe::{Access, AccessKind, Interest, Observer};
+use memory::{Dma, Gpa, Gva};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 const HANDLER: u64 = 0x9000;
 const DEBUG_HANDLER: u64 = 0xa000;
 const STACK: u64 = 0x2_0000;
+/// Where a device writes.
+const WRITTEN: u64 = 0x1f_0000;
 
 /// Any port write stops the vCPU; interrupts with vector 40h, of which the first few have been withdrawn when they are
-/// to be acknowledged.
+/// to be acknowledged. A device writes memory then.
 #[derive(Debug)]
 struct Outside {
     signals: Arc<Signals>,
     withdrawn: AtomicU32,
+    dma: Dma,
 }
 
 impl PortIo for Outside {
@@ -31,6 +36,7 @@ impl PortIo for Outside {
 impl LocalApic for Outside {
     fn acknowledge(&self) -> Option<u8> {
         if self.withdrawn.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok() {
+            self.dma.write(Gpa(WRITTEN), &[1]).unwrap();
             return None;
         }
         self.signals.lower(Signals::INTERRUPT);
@@ -70,7 +76,8 @@ fn run_from(code: &[u8], withdrawn: u32, signals: u32, prepare: impl FnOnce(&mut
     board.poke_bytes(HANDLER, &[0xe6, 0]);
     board.poke_bytes(0x8000, code);
     let cpu = &mut board.cpu;
-    let outside = Arc::new(Outside { signals: cpu.signals.clone(), withdrawn: withdrawn.into() });
+    let dma = Dma::new(cpu.mmu.map().clone(), "disk");
+    let outside = Arc::new(Outside { signals: cpu.signals.clone(), withdrawn: withdrawn.into(), dma });
     cpu.ports = outside.clone();
     cpu.apic = outside;
     cpu.regs[RSP] = STACK;
@@ -125,4 +132,49 @@ fn nmis_need_no_flag_and_wake_a_halted_processor() {
     assert_eq!((interrupted(&board), board.cpu.regs[RBX]), (0x8000, 0));
     assert!(board.cpu.nmi_blocked);
     assert_eq!(board.cpu.signals.raised() & Signals::NMI, 0);
+}
+
+/// Watches the stack's page from when a device has written.
+#[derive(Default)]
+struct Later {
+    written: AtomicBool,
+    changed: AtomicBool,
+    pushes: AtomicU32,
+}
+
+impl Observer for Later {
+    fn interest(&self, _: Gva, gpa: Gpa) -> Interest {
+        let stack = gpa.0 == STACK - 0x1000 && self.written.load(SeqCst);
+        Interest { write: stack, ..Interest::default() }
+    }
+    fn wants_walks(&self, _: Gpa) -> bool {
+        false
+    }
+    fn wants_dma(&self, _: Gpa) -> bool {
+        true
+    }
+    fn access(&self, access: &Access) {
+        if access.kind == AccessKind::DmaWrite {
+            self.written.store(true, SeqCst);
+            self.changed.store(true, SeqCst);
+        } else {
+            self.pushes.fetch_add(1, SeqCst);
+        }
+    }
+    fn interest_changed(&self) -> bool {
+        self.changed.swap(false, SeqCst)
+    }
+}
+
+#[test]
+fn what_is_watched_while_the_processor_sleeps_is_seen_when_it_wakes() {
+    let later = Arc::new(Later::default());
+    let watch = |cpu: &mut Cpu| {
+        cpu.mmu.set_observer(Some(later.clone()));
+        cpu.mmu.map().observe_dma(Some(later.clone()));
+    };
+    // push rax; pop rax; sti; hlt
+    let board = run_from(&[0x50, 0x58, 0xfb, 0xf4], 1, Signals::INTERRUPT, watch);
+    assert_eq!(interrupted(&board), 0x8004);
+    assert_eq!(later.pushes.load(SeqCst), 5);
 }

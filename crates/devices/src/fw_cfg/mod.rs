@@ -1,7 +1,9 @@
 //! fw_cfg: the items that QEMU hands to firmware, by two I/O ports (QEMU's `docs/specs/fw_cfg.rst`).
 //!
 //! A 16-bit write to port 510h selects an item, byte reads of port 511h give its bytes one after the other, and zeros
-//! after its end. There is no DMA interface, and items cannot be written.
+//! after its end. Ports 514h to 51Bh take the address of a request, which is done at once: to copy the item to RAM, or to
+//! pass over some of it. Left out: items cannot be written, which a request is told by its error bit; and no other device's
+//! memory is reached by DMA, which ends with an error where it comes to anything but RAM.
 
 mod spec;
 #[cfg(test)]
@@ -9,10 +11,18 @@ mod tests;
 
 use crate::sync::lock;
 use crate::{PortDevice, Reset};
+use memory::{Dma, Gpa};
+use spec::{Control, Request};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-pub use spec::{DATA, Key, SELECTOR};
+pub use spec::{DATA, DMA, DMA_PORTS, Key, SELECTOR};
+
+/// What memory knows the device by.
+pub const NAME: &str = "fw_cfg";
+
+/// Zeros that are written to memory at once.
+const ZEROS: [u8; 4096] = [0; 4096];
 
 /// Why an item cannot be added.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -43,7 +53,7 @@ impl Default for Items {
 }
 
 impl Items {
-    /// The items that are always there: the signature, the interface's features (ports only), an empty file directory.
+    /// The items that are always there: the signature, the interface's features, an empty file directory.
     #[must_use]
     pub fn new() -> Self {
         let mut items = Self { entries: BTreeMap::new(), files: BTreeMap::new() };
@@ -99,46 +109,117 @@ impl Items {
 struct Cursor {
     key: u16,
     offset: usize,
+    /// The higher half of the address of the next request, which is in the upper 32 bits.
+    high: u64,
 }
 
-/// The device at ports 510h and 511h.
+/// The device at ports 510h and 511h, and 514h to 51Bh.
 #[derive(Debug)]
 pub struct FwCfg {
     entries: BTreeMap<u16, Vec<u8>>,
+    dma: Dma,
+    /// Held while a request is done.
     cursor: Mutex<Cursor>,
 }
 
 impl FwCfg {
-    /// A device that offers `items`.
+    /// A device that offers `items`, and copies them to memory by `dma`.
     #[must_use]
-    pub fn new(items: Items) -> Self {
-        Self { entries: items.finish(), cursor: Mutex::default() }
+    pub fn new(items: Items, dma: Dma) -> Self {
+        Self { entries: items.finish(), dma, cursor: Mutex::default() }
+    }
+
+    /// What is left of the item.
+    fn rest(&self, cursor: &Cursor) -> &[u8] {
+        self.entries.get(&cursor.key).and_then(|item| item.get(cursor.offset..)).unwrap_or_default()
+    }
+
+    /// Does the request at `gpa`.
+    fn request(&self, gpa: Gpa, cursor: &mut Cursor) {
+        let mut bytes = [0; Request::SIZE];
+        let done = match self.dma.read(gpa, &mut bytes) {
+            Ok(()) => self.transfer(&Request::new(bytes), cursor),
+            Err(_) => false,
+        };
+        if !done {
+            tracing::debug!(target: "guest_errors", "fw_cfg cannot do the request at {:#x}", gpa.0);
+        }
+        let control = Control::new().with_error(!done).into_bits();
+        // A request that is nowhere is told nothing.
+        let _ = self.dma.write(gpa, &control.to_be_bytes());
+    }
+
+    /// Whether all of it could be done.
+    fn transfer(&self, Request { control, length, address }: &Request, cursor: &mut Cursor) -> bool {
+        if control.select() {
+            cursor.select(control.key());
+        }
+        let asked = control.read() || control.write() || control.skip();
+        let length = if asked { usize::try_from(*length).unwrap_or(usize::MAX) } else { 0 };
+        let rest = self.rest(cursor);
+        let item = rest.get(..length).unwrap_or(rest);
+        let done = match () {
+            () if control.read() => self.copy(*address, item, length - item.len()),
+            () if control.write() => length == 0,
+            () => true,
+        };
+        cursor.offset += item.len();
+        done
+    }
+
+    /// Writes `bytes` and then so many zeros to memory. Whether all of that is RAM.
+    fn copy(&self, to: Gpa, bytes: &[u8], mut zeros: usize) -> bool {
+        let mut written = self.dma.write(to, bytes);
+        let mut to = to.wrapping_add(bytes.len() as u64);
+        while let (Ok(()), 1..) = (&written, zeros) {
+            let piece = ZEROS.get(..zeros).unwrap_or(&ZEROS);
+            written = self.dma.write(to, piece);
+            to = to.wrapping_add(piece.len() as u64);
+            zeros -= piece.len();
+        }
+        written.is_ok()
+    }
+}
+
+impl Cursor {
+    fn select(&mut self, key: u16) {
+        // Bit 14 asks for writing, which is decided by the item instead.
+        (self.key, self.offset) = (key & !spec::WRITE, 0);
     }
 }
 
 impl PortDevice for FwCfg {
     fn name(&self) -> &str {
-        "fw_cfg"
+        NAME
     }
 
-    fn read(&self, _port: u16, size: usize) -> u32 {
+    fn read(&self, port: u16, size: usize) -> u32 {
+        if let Some(offset) = port.checked_sub(DMA) {
+            let mut bytes = [0; 4];
+            for (byte, of) in bytes.iter_mut().zip(spec::DMA_SIGNATURE.iter().skip(offset.into())).take(size) {
+                *byte = *of;
+            }
+            return u32::from_le_bytes(bytes);
+        }
         if size != 1 {
             return 0;
         }
         let mut cursor = lock(&self.cursor);
-        let byte = self.entries.get(&cursor.key).and_then(|item| item.get(cursor.offset)).copied();
-        if byte.is_some() {
-            cursor.offset += 1;
-        }
+        let byte = self.rest(&cursor).first().copied();
+        cursor.offset += usize::from(byte.is_some());
         byte.unwrap_or(0).into()
     }
 
     fn write(&self, port: u16, size: usize, value: u32) {
-        if port == SELECTOR && size == 2 {
-            let [low, high, ..] = value.to_le_bytes();
-            // Bit 14 asks for writing, which QEMU took back in version 2.4 too.
-            let key = u16::from_le_bytes([low, high]) & !spec::WRITE;
-            *lock(&self.cursor) = Cursor { key, offset: 0 };
+        let mut cursor = lock(&self.cursor);
+        match (port, size) {
+            (SELECTOR, 2) => cursor.select((value & 0xffff) as u16),
+            (DMA, 4) => cursor.high = u64::from(value.swap_bytes()) << 32,
+            (spec::DMA_LOW, 4) => {
+                let gpa = Gpa(std::mem::take(&mut cursor.high) | u64::from(value.swap_bytes()));
+                self.request(gpa, &mut cursor);
+            }
+            _ => {}
         }
     }
 }

@@ -7,8 +7,8 @@
 //! | `drmemtrace-text` | DynamoRIO's `view` of a drmemtrace trace | fetches with the instruction, reads, writes |
 //! | `champsim` | ChampSim's binary trace, 64 bytes an instruction | instructions with registers, branches and addresses |
 //!
-//! Addresses are the guest's virtual ones, but for `csv`. What the page walker and the processor do by themselves is left
-//! out there. Without fetches in the trace, an instruction is what accesses memory, and nothing is known of it but that.
+//! Addresses are the guest's virtual ones, but for `csv`. What the page walker, the processor and devices do by themselves
+//! is left out there. Without fetches in the trace, an instruction is what accesses memory, and nothing is known of it but that.
 
 use super::read::{ReadError, Row};
 use iced_x86::{
@@ -92,20 +92,19 @@ pub fn export(
 }
 
 fn csv(rows: impl Iterator<Item = Result<Row, ReadError>>, to: &mut impl Write) -> Result<(), ExportError> {
-    writeln!(to, "seq,time,instructions,cpu,cpl,cr3,rip,kind,gva,gpa,hva,hpa,size,value,old")?;
+    writeln!(to, "seq,time,device,instructions,cpu,cpl,cr3,rip,kind,gva,gpa,hva,hpa,size,value,old")?;
     let hex = |number: Option<u128>| number.map(|number| format!("{number:#x}")).unwrap_or_default();
     for row in rows {
         let row = row?;
         let Row { seq, time, instructions, cpu, cpl, cr3, rip, gpa, size, value, .. } = row;
+        match &row.device {
+            Some(device) => write!(to, "{seq},{time},{device},,,,,")?,
+            None => write!(to, "{seq},{time},,{instructions},{cpu},{cpl},{cr3:#x},{rip:#x}")?,
+        }
         let kind = super::rows::name(row.kind);
         let [gva, hva, hpa] = [row.gva.map(|gva| gva.0), row.hva.map(|hva| hva.0), row.hpa.map(|hpa| hpa.0)]
             .map(|at| hex(at.map(u128::from)));
-        writeln!(
-            to,
-            "{seq},{time},{instructions},{cpu},{cpl},{cr3:#x},{rip:#x},{kind},{gva},{:#x},{hva},{hpa},{size},{value:#x},{}",
-            gpa.0,
-            hex(row.old),
-        )?;
+        writeln!(to, ",{kind},{gva},{:#x},{hva},{hpa},{size},{value:#x},{}", gpa.0, hex(row.old),)?;
     }
     Ok(())
 }

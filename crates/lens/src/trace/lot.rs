@@ -1,12 +1,12 @@
 //! What a vCPU hands over: accesses in order, those that translated code recorded as they are; and what makes rows of
-//! them, elsewhere.
+//! them, elsewhere. The same for devices.
 
 use super::feed::Lot;
-use super::rows::{Accesses, Pages};
+use super::rows::{Accesses, Pages, Transfers};
 use super::{Known, lock};
 use crate::watch::Kinds;
 use memory::observe::{Batch, Record};
-use memory::{Access, Gpa, Gva, Hva, Origin, PhysicalMap};
+use memory::{Access, Agent, Gpa, Gva, Hva, Origin, PhysicalMap};
 use std::sync::{Arc, Mutex};
 
 /// Pages whose rows are found without asking for the lock: those of which the lowest bits of the number differ.
@@ -133,10 +133,43 @@ impl Expander {
 
     #[inline]
     fn push(&mut self, moment: Moment, access: &Access, rows: &mut Accesses) {
+        // Those of devices are in a file of their own.
+        let Agent::Vcpu { origin, cr3 } = &access.agent else { return };
         let pair = (access.gva.map(Gva::page), access.gpa.page());
         let page = near(&mut self.near, pair, || lock(&self.known).row(pair, moment.seq, access.hva));
         rows.push_page(page);
-        rows.push(moment, access);
+        rows.push(moment, access, origin, *cr3);
+    }
+}
+
+/// Accesses of devices.
+#[derive(Default)]
+pub(super) struct DeviceDeeds(Vec<(Moment, &'static str, Access)>);
+
+impl DeviceDeeds {
+    /// Adds one by `device`.
+    pub fn one(&mut self, moment: Moment, device: &'static str, access: &Access) {
+        self.0.push((moment, device, *access));
+    }
+
+    /// Makes rows of them.
+    pub fn expand(&self, known: &Mutex<Known>, rows: &mut Transfers) {
+        for (moment, device, access) in &self.0 {
+            let page = lock(known).row((None, access.gpa.page()), moment.seq, access.hva);
+            rows.push(*moment, access, device, page);
+        }
+    }
+}
+
+impl Lot for DeviceDeeds {
+    type Rows = Transfers;
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
     }
 }
 

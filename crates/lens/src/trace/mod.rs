@@ -1,10 +1,11 @@
 //! The trace: accesses as rows of Parquet files, which databases and data-frame libraries open as they are.
 //!
 //! `boot.parquet` becomes `boot.cpu0.parquet` and so on, a file a vCPU, sorted by the order in which accesses were made,
-//! and `boot.pages.parquet`. A row of the latter says where a page was at each level, and is written when an access shows
-//! a pair of guest virtual and guest physical page that is not there yet; a row of the former names one. So GPA, HVA and
-//! HPA are the page's plus the lowest 12 bits of `address`. That is the guest virtual address, or the guest physical one
-//! of an access by the page walker, which has no other.
+//! `boot.dma.parquet` with those that devices made by themselves, and `boot.pages.parquet`. A row of the latter says where
+//! a page was at each level, and is written when an access shows a pair of guest virtual and guest physical page that is
+//! not there yet; a row of the others names one. So GPA, HVA and HPA are the page's plus the lowest 12 bits of `address`.
+//! That is the guest virtual address, or the guest physical one of an access by the page walker or a device, which has no
+//! other.
 //!
 //! Rows are written in groups by a thread a file. Memory is bounded: when a file is slower than the guest, the guest waits,
 //! or rows are lost, a group at a time, and counted. What cannot be written ends the trace; what was written until then
@@ -27,11 +28,11 @@ use crate::filter::{Filter, WatchesFull};
 use crate::symbols::Kernel;
 use crate::watch::Kinds;
 use feed::{Expand, Feed};
-use lot::{Deeds, Expander, Moment};
+use lot::{Deeds, DeviceDeeds, Expander, Moment};
 use memory::observe::{Batch, Interest};
-use memory::{Access, Gpa, Gva, Hva, Observer, Pagemap, PhysicalMap};
+use memory::{Access, Agent, Gpa, Gva, Hva, Observer, Pagemap, PhysicalMap};
 use parquet::errors::ParquetError;
-use rows::Pages;
+use rows::{Pages, Transfers};
 use span::Span;
 pub use span::When;
 pub use spec::{Spec, SpecError};
@@ -163,6 +164,8 @@ pub struct Trace {
     over: Arc<AtomicBool>,
     /// The accesses of each vCPU.
     streams: Vec<Mutex<Feed<Deeds>>>,
+    /// Those of devices.
+    dma: Mutex<Feed<DeviceDeeds>>,
     known: Arc<Mutex<Known>>,
 }
 
@@ -222,6 +225,9 @@ impl Trace {
             Feed::new(path, spec.full, Arc::clone(&broken), expand, packers).map(Mutex::new)
         };
         let streams = (0..cpus).map(stream).collect::<Result<_, _>>()?;
+        let pages = Arc::clone(&known);
+        let expand = Box::new(move |deeds: &mut DeviceDeeds, rows: &mut Transfers| deeds.expand(&pages, rows));
+        let dma = Mutex::new(Feed::new(part(&spec.file, "dma"), spec.full, broken, expand, 1)?);
         Ok(Self {
             filter,
             span: Span::new(spec.when),
@@ -230,6 +236,7 @@ impl Trace {
             time: AtomicU64::new(0),
             over,
             streams,
+            dma,
             known,
         })
     }
@@ -274,7 +281,10 @@ impl Trace {
             on: self.span.is_on(),
             over: self.over.load(Ordering::Relaxed),
             accesses: self.seq.load(Ordering::Relaxed),
-            dropped: self.streams.iter().map(|stream| lock(stream).dropped.load(Ordering::Relaxed)).sum(),
+            dropped: {
+                let cpus: u64 = self.streams.iter().map(|stream| lock(stream).dropped.load(Ordering::Relaxed)).sum();
+                cpus + lock(&self.dma).dropped.load(Ordering::Relaxed)
+            },
             next: self.span.next(),
         }
     }
@@ -296,8 +306,15 @@ impl Trace {
 
     /// What takes the accesses of vCPU `cpu`, unless the trace is over.
     fn stream(&self, cpu: u32) -> Option<MutexGuard<'_, Feed<Deeds>>> {
-        let stream = self.streams.get(cpu as usize).filter(|_| !self.over.load(Ordering::Relaxed))?;
-        Some(lock(stream)).filter(|feed| feed.sender.is_some())
+        self.taking(self.streams.get(cpu as usize)?)
+    }
+
+    /// A feed, unless the trace is over.
+    fn taking<'a, L>(&self, feed: &'a Mutex<Feed<L>>) -> Option<MutexGuard<'a, Feed<L>>> {
+        if self.over.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(lock(feed)).filter(|feed| feed.sender.is_some())
     }
 
     /// Ends the trace: what is left is written, the files are whole afterwards.
@@ -306,7 +323,8 @@ impl Trace {
     /// A file could not be written; the others are whole.
     pub fn finish(&self) -> Result<Summary, TraceError> {
         self.over.store(true, Ordering::Relaxed);
-        let streams: Vec<_> = self.streams.iter().map(|stream| lock(stream).finish()).collect();
+        let mut streams: Vec<_> = self.streams.iter().map(|stream| lock(stream).finish()).collect();
+        streams.push(lock(&self.dma).finish());
         let pages = lock(&self.known).feed.finish()?;
         streams.into_iter().try_fold(Summary { bytes: pages.bytes, ..Summary::default() }, |sum, next| {
             let next = next?;
@@ -333,13 +351,27 @@ impl Observer for Trace {
         self.wants_any() && self.filter.wants_walks(gpa)
     }
 
+    fn wants_dma(&self, gpa: Gpa) -> bool {
+        self.wants_any() && self.filter.wants_dma(gpa)
+    }
+
     fn access(&self, access: &Access) {
-        if self.span.is_on()
-            && self.filter.sift(access, |_, _| {})
-            && let Some(mut feed) = self.stream(access.origin.cpu)
-        {
-            feed.lot.one(self.moment(1), access);
-            feed.pass(GROUP);
+        if !self.span.is_on() || !self.filter.sift(access, |_, _| {}) {
+            return;
+        }
+        match access.agent {
+            Agent::Vcpu { origin, .. } => {
+                if let Some(mut feed) = self.stream(origin.cpu) {
+                    feed.lot.one(self.moment(1), access);
+                    feed.pass(GROUP);
+                }
+            }
+            Agent::Device(device) => {
+                if let Some(mut feed) = self.taking(&self.dma) {
+                    feed.lot.one(self.moment(1), device, access);
+                    feed.pass(GROUP);
+                }
+            }
         }
     }
 

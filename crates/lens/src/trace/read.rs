@@ -1,4 +1,4 @@
-//! Reads a trace back: all vCPUs' accesses in order, each with all its addresses.
+//! Reads a trace back: all vCPUs' and devices' accesses in order, each with all its addresses.
 
 use super::rows::{KINDS, kind_of};
 use memory::{AccessKind, Gpa, Gva, Hpa, Hva};
@@ -10,6 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use x86::PAGE_OFFSET;
 
 /// Why a trace cannot be read.
@@ -48,12 +49,14 @@ pub enum ReadError {
 }
 
 /// An access, as the trace has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Row {
     /// Its number.
     pub seq: u64,
     /// Nanoseconds since the trace began.
     pub time: u64,
+    /// The device that made it. `None`: a vCPU did, of which the next five tell; they are 0 for a device.
+    pub device: Option<Arc<str>>,
     /// Instructions that the vCPU had executed, as far as they had been counted.
     pub instructions: u64,
     /// Which vCPU.
@@ -66,7 +69,7 @@ pub struct Row {
     pub rip: u64,
     /// What was done.
     pub kind: AccessKind,
-    /// `None` for the page walker.
+    /// `None` for the page walker and devices.
     pub gva: Option<Gva>,
     /// Guest physical address.
     pub gpa: Gpa,
@@ -101,35 +104,68 @@ impl Table {
         Ok(Self { path, reader, next: 0 })
     }
 
-    /// These columns of the next row group. `None`: there is none.
-    fn columns<const N: usize>(&mut self, names: [&'static str; N]) -> Result<Option<Columns<N>>, ReadError> {
-        if self.next >= self.reader.num_row_groups() {
-            return Ok(None);
-        }
+    /// Whether there is another row group.
+    fn more(&self) -> bool {
+        self.next < self.reader.num_row_groups()
+    }
+
+    /// What `read` finds in column `name` of the next row group.
+    fn find<T>(
+        &self,
+        name: &'static str,
+        read: impl FnOnce(&Self, &str) -> Result<Option<T>, ParquetError>,
+    ) -> Result<T, ReadError> {
+        let path = || self.path.clone();
+        let found = read(self, name).map_err(|source| ReadError::Parquet { path: path(), source })?;
+        found.ok_or_else(|| ReadError::Column { path: path(), column: name })
+    }
+
+    /// These columns of the next row group.
+    fn columns<const N: usize>(&self, names: [&'static str; N]) -> Result<Columns<N>, ReadError> {
         let mut columns = [const { Vec::new() }; N];
         for (column, name) in columns.iter_mut().zip(names) {
-            let missing = || ReadError::Column { path: self.path.clone(), column: name };
-            let read = self.column(name).map_err(|source| ReadError::Parquet { path: self.path.clone(), source })?;
-            *column = read.ok_or_else(missing)?;
+            *column = self.find(name, Self::column)?;
         }
-        self.next += 1;
         let rows = columns.iter().map(Vec::len).max().unwrap_or_default();
         match columns.iter().position(|column| column.len() != rows) {
             Some(n) => Err(ReadError::Column { path: self.path.clone(), column: names[n] }),
-            None => Ok(Some(columns)),
+            None => Ok(columns),
         }
     }
 
-    /// `None`: there is no such column.
-    fn column(&self, name: &str) -> Result<Option<Vec<Option<u64>>>, ParquetError> {
+    /// What reads a column of the next row group, how many rows that has, and whether some may have nothing there. `None`:
+    /// there is no such column.
+    fn reader(&self, name: &str) -> Result<Option<(ColumnReader, usize, bool)>, ParquetError> {
         let group = self.reader.get_row_group(self.next)?;
         let schema = self.reader.metadata().file_metadata().schema_descr();
         let Some(n) = schema.columns().iter().position(|column| column.name() == name) else { return Ok(None) };
         let rows = usize::try_from(group.metadata().num_rows()).unwrap_or_default();
-        let optional = schema.column(n).max_def_level() > 0;
+        Ok(Some((group.get_column_reader(n)?, rows, schema.column(n).max_def_level() > 0)))
+    }
+
+    /// The words of a column in which each row has one. `None`: there is no such column.
+    fn words(&self, name: &str) -> Result<Option<Vec<Arc<str>>>, ParquetError> {
+        let Some((ColumnReader::ByteArrayColumnReader(mut reader), rows, false)) = self.reader(name)? else {
+            return Ok(None);
+        };
+        let mut values: Vec<ByteArray> = Vec::new();
+        reader.read_records(rows, None, None, &mut values)?;
+        let mut last = Arc::<str>::default();
+        let word = |value: &ByteArray| {
+            if last.as_bytes() != value.data() {
+                last = String::from_utf8_lossy(value.data()).into();
+            }
+            Arc::clone(&last)
+        };
+        Ok(Some(values.iter().map(word).collect()))
+    }
+
+    /// The numbers of a column. `None`: there is no such column.
+    fn column(&self, name: &str) -> Result<Option<Vec<Option<u64>>>, ParquetError> {
+        let Some((reader, rows, optional)) = self.reader(name)? else { return Ok(None) };
         let mut there = Vec::new();
         let levels = optional.then_some(&mut there);
-        let values: Vec<u64> = match group.get_column_reader(n)? {
+        let values: Vec<u64> = match reader {
             ColumnReader::Int64ColumnReader(mut reader) => {
                 let mut values = Vec::new();
                 reader.read_records(rows, levels, None, &mut values)?;
@@ -159,9 +195,10 @@ impl Table {
 /// Where a page was: guest physical, host virtual and host physical address of its first byte.
 type Page = (Gpa, Option<Hva>, Option<Hpa>);
 
-/// The accesses of a vCPU, a row group at a time.
+/// The accesses of a vCPU, or of all devices, a row group at a time.
 struct Stream {
     table: Table,
+    devices: bool,
     rows: VecDeque<Row>,
 }
 
@@ -184,13 +221,17 @@ impl Reader {
         }
         let mut table = Table::open(super::part(file, "pages"))?;
         let mut pages = HashMap::new();
-        while let Some([page, gpa, hva, hpa]) = table.columns(["page", "gpa", "hva", "hpa"])? {
+        while table.more() {
+            let [page, gpa, hva, hpa] = table.columns(["page", "gpa", "hva", "hpa"])?;
+            table.next += 1;
             for (((page, gpa), hva), hpa) in page.into_iter().zip(gpa).zip(hva).zip(hpa) {
                 pages.insert(page.unwrap_or_default(), (Gpa(gpa.unwrap_or_default()), hva.map(Hva), hpa.map(Hpa)));
             }
         }
-        let stream = |path| Ok(Stream { table: Table::open(path)?, rows: VecDeque::new() });
-        Ok(Self { streams: paths.into_iter().map(stream).collect::<Result<_, ReadError>>()?, pages })
+        let stream = |path, devices| Ok(Stream { table: Table::open(path)?, devices, rows: VecDeque::new() });
+        let streams = paths.into_iter().map(|path| stream(path, false));
+        let streams = streams.chain([stream(super::part(file, "dma"), true)]).collect::<Result<_, ReadError>>()?;
+        Ok(Self { streams, pages })
     }
 
     /// The next access.
@@ -206,46 +247,43 @@ impl Reader {
 
 impl Stream {
     fn fill(&mut self, pages: &HashMap<u64, Page>) -> Result<(), ReadError> {
-        const NAMES: [&str; 15] = [
-            "seq",
-            "time",
-            "instructions",
-            "cpu",
-            "cpl",
-            "cr3",
-            "rip",
-            "kind",
-            "address",
-            "page",
-            "size",
-            "value",
-            "value_high",
-            "old",
-            "old_high",
-        ];
-        let Some(columns) = self.table.columns(NAMES)? else { return Ok(()) };
-        let rows = columns[0].len();
-        for n in 0..rows {
-            let [seq, time, instructions, cpu, cpl, cr3, rip, kind, address, page, size, value, high, old, old_high] =
+        let Self { table, devices, rows } = self;
+        if !table.more() {
+            return Ok(());
+        }
+        let names = ["seq", "time", "kind", "address", "page", "size", "value", "value_high", "old", "old_high"];
+        let columns = table.columns(names)?;
+        let (mut vcpu, mut device) = (Columns::<5>::default(), Vec::new());
+        if *devices {
+            device = table.find("device", Table::words)?;
+        } else {
+            vcpu = table.columns(["instructions", "cpu", "cpl", "cr3", "rip"])?;
+        }
+        for n in 0..columns[0].len() {
+            let [seq, time, kind, address, page, size, value, high, old, old_high] =
                 std::array::from_fn(|column| columns[column].get(n).copied().flatten());
+            let [instructions, cpu, cpl, cr3, rip] =
+                std::array::from_fn(|column| vcpu[column].get(n).copied().flatten().unwrap_or_default());
             let there = |number: Option<u64>| number.unwrap_or_default();
             let wide = |low: Option<u64>, high: Option<u64>| {
                 low.map(|low| u128::from(low) | u128::from(high.unwrap_or_default()) << 64)
             };
-            let kind = kind_of(there(kind))
-                .ok_or_else(|| ReadError::Column { path: self.table.path.clone(), column: "kind" })?;
+            let kind =
+                kind_of(there(kind)).ok_or_else(|| ReadError::Column { path: table.path.clone(), column: "kind" })?;
             let (gpa, hva, hpa) = pages.get(&there(page)).copied().unwrap_or_default();
             let (address, offset) = (there(address), there(address) & PAGE_OFFSET);
-            self.rows.push_back(Row {
+            let physical = *devices || matches!(kind, AccessKind::WalkRead | AccessKind::WalkWrite);
+            rows.push_back(Row {
                 seq: there(seq),
                 time: there(time),
-                instructions: there(instructions),
-                cpu: there(cpu) as u32,
-                cpl: there(cpl) as u8,
-                cr3: there(cr3),
-                rip: there(rip),
+                device: device.get(n).cloned(),
+                instructions,
+                cpu: cpu as u32,
+                cpl: cpl as u8,
+                cr3,
+                rip,
                 kind,
-                gva: (!matches!(kind, AccessKind::WalkRead | AccessKind::WalkWrite)).then_some(Gva(address)),
+                gva: (!physical).then_some(Gva(address)),
                 gpa: gpa.wrapping_add(offset),
                 hva: hva.map(|hva| hva.wrapping_add(offset)),
                 hpa: hpa.map(|hpa| hpa.wrapping_add(offset)),
@@ -254,6 +292,7 @@ impl Stream {
                 old: wide(old, old_high),
             });
         }
+        table.next += 1;
         Ok(())
     }
 }

@@ -1,9 +1,9 @@
-//! The columns of a trace's two tables: accesses, and the pages that they were to.
+//! The columns of a trace's tables: accesses of vCPUs, those of devices, and the pages that they were to.
 
 use super::lot::Moment;
 use super::table::{Column, Dictionary, Layout};
 use memory::observe::{Batch, Record};
-use memory::{Access, AccessKind, Gpa, Gva, Hpa, Hva};
+use memory::{Access, AccessKind, Gpa, Gva, Hpa, Hva, Origin};
 use std::iter::repeat_n;
 
 /// What is written at once.
@@ -42,13 +42,22 @@ impl Optional {
 }
 
 /// What the kinds of access are called, in the order of [`number`].
-pub(super) const KINDS: [&str; 7] =
-    ["read", "write", "fetch", "walk_read", "walk_write", "descriptor_read", "descriptor_write"];
+pub(super) const KINDS: [&str; 9] = [
+    "read",
+    "write",
+    "fetch",
+    "walk_read",
+    "walk_write",
+    "descriptor_read",
+    "descriptor_write",
+    "dma_read",
+    "dma_write",
+];
 
 /// The kind of this number in [`KINDS`].
 pub(super) fn kind_of(number: u64) -> Option<AccessKind> {
     use AccessKind::*;
-    let all = [Read, Write, Fetch, WalkRead, WalkWrite, DescriptorRead, DescriptorWrite];
+    let all = [Read, Write, Fetch, WalkRead, WalkWrite, DescriptorRead, DescriptorWrite, DmaRead, DmaWrite];
     all.into_iter().find(|kind| u64::from(self::number(*kind)) == number)
 }
 
@@ -66,19 +75,16 @@ fn number(kind: AccessKind) -> u8 {
         AccessKind::WalkWrite => 4,
         AccessKind::DescriptorRead => 5,
         AccessKind::DescriptorWrite => 6,
+        AccessKind::DmaRead => 7,
+        AccessKind::DmaWrite => 8,
     }
 }
 
-/// Accesses.
+/// What there is of each access, whoever made it.
 #[derive(Default)]
-pub(super) struct Accesses {
+struct Common {
     seq: Vec<u64>,
     time: Vec<u64>,
-    instructions: Vec<u64>,
-    cpu: Vec<u8>,
-    cpl: Vec<u8>,
-    cr3: Vec<u64>,
-    rip: Vec<u64>,
     kind: Vec<u8>,
     address: Vec<u64>,
     page: Vec<u64>,
@@ -89,25 +95,14 @@ pub(super) struct Accesses {
     old_high: Optional,
 }
 
-impl Accesses {
-    /// Adds the row in the table of pages of what is added to the rest next.
+impl Common {
+    /// Adds one, but for its page.
     #[inline]
-    pub fn push_page(&mut self, page: u64) {
-        self.page.push(page);
-    }
-
-    /// Adds one.
-    #[inline]
-    pub fn push(&mut self, Moment { seq, time }: Moment, access: &Access) {
+    fn push(&mut self, Moment { seq, time }: Moment, access: &Access) {
         let (value, old) = (halves(access.value), access.old.map(halves));
         let wide = access.size > 8;
         self.seq.push(seq);
         self.time.push(time);
-        self.instructions.push(access.origin.instructions);
-        self.cpu.push(access.origin.cpu.min(CPUS - 1) as u8);
-        self.cpl.push(access.origin.cpl & 3);
-        self.cr3.push(access.cr3);
-        self.rip.push(access.origin.rip);
         self.kind.push(number(access.kind));
         self.address.push(access.gva.map_or(access.gpa.0, |gva| gva.0));
         self.size.push(access.size.min(LARGEST));
@@ -117,28 +112,85 @@ impl Accesses {
         self.old_high.push(old.filter(|_| wide).map(|old| old.1));
     }
 
+    /// The number of the access and the time; and the others, in their order.
+    fn columns(&self) -> ([Column<'_>; 2], [Column<'_>; 8]) {
+        (
+            [Column::Related(&self.seq), Column::Related(&self.time)],
+            [
+                Column::Few(&self.kind, Dictionary::Words(&KINDS)),
+                Column::Related(&self.address),
+                Column::Related(&self.page),
+                Column::Few(&self.size, Dictionary::Numbers(LARGEST as u32 + 1)),
+                Column::Varied(&self.value),
+                self.value_high.column(),
+                self.old.column(),
+                self.old_high.column(),
+            ],
+        )
+    }
+
+    fn clear(&mut self) {
+        [&mut self.seq, &mut self.time, &mut self.address, &mut self.page, &mut self.value]
+            .into_iter()
+            .for_each(Vec::clear);
+        [&mut self.kind, &mut self.size].into_iter().for_each(Vec::clear);
+        [&mut self.value_high, &mut self.old, &mut self.old_high].into_iter().for_each(Optional::clear);
+    }
+}
+
+/// Accesses of a vCPU.
+#[derive(Default)]
+pub(super) struct Accesses {
+    common: Common,
+    instructions: Vec<u64>,
+    cpu: Vec<u8>,
+    cpl: Vec<u8>,
+    cr3: Vec<u64>,
+    rip: Vec<u64>,
+}
+
+impl Accesses {
+    /// Adds the row in the table of pages of what is added to the rest next.
+    #[inline]
+    pub fn push_page(&mut self, page: u64) {
+        self.common.page.push(page);
+    }
+
+    /// Adds one.
+    #[inline]
+    pub fn push(&mut self, moment: Moment, access: &Access, origin: &Origin, cr3: u64) {
+        self.common.push(moment, access);
+        self.instructions.push(origin.instructions);
+        self.cpu.push(origin.cpu.min(CPUS - 1) as u8);
+        self.cpl.push(origin.cpl & 3);
+        self.cr3.push(cr3);
+        self.rip.push(origin.rip);
+    }
+
     /// Adds those of `batch`, none of which is larger than eight bytes.
     pub fn extend(&mut self, Moment { seq, time }: Moment, batch: &Batch<'_>) {
         let Batch { origin, cr3, records, .. } = batch;
         let count = records.len();
         let user = origin.cpl & 3 | if origin.cpl == 0 { 3 } else { 0 };
         let write = |record: &Record| u8::from(record.what.write());
-        self.seq.extend(seq..seq + count as u64);
-        self.time.extend(repeat_n(time, count));
         self.instructions.extend(records.iter().map(|record| batch.instructions(record)));
         self.cpu.extend(repeat_n(origin.cpu.min(CPUS - 1) as u8, count));
         self.cpl.extend(records.iter().map(|record| if record.what.user() { user } else { 0 }));
         self.cr3.extend(repeat_n(*cr3, count));
         self.rip.extend(records.iter().map(Record::rip));
+        let common = &mut self.common;
+        common.seq.extend(seq..seq + count as u64);
+        common.time.extend(repeat_n(time, count));
         // As in `number`.
-        self.kind.extend(records.iter().map(write));
-        self.address.extend(records.iter().map(|record| record.gva));
-        self.size.extend(records.iter().map(|record| record.what.size()));
-        self.value.extend(records.iter().map(|record| if record.what.write() { record.after } else { record.before }));
-        self.value_high.there.extend(repeat_n(0, count));
-        self.old.there.extend(records.iter().map(write));
-        self.old.values.extend(records.iter().filter(|record| record.what.write()).map(|record| record.before));
-        self.old_high.there.extend(repeat_n(0, count));
+        common.kind.extend(records.iter().map(write));
+        common.address.extend(records.iter().map(|record| record.gva));
+        common.size.extend(records.iter().map(|record| record.what.size()));
+        let value = |record: &Record| if record.what.write() { record.after } else { record.before };
+        common.value.extend(records.iter().map(value));
+        common.value_high.there.extend(repeat_n(0, count));
+        common.old.there.extend(records.iter().map(write));
+        common.old.values.extend(records.iter().filter(|record| record.what.write()).map(|record| record.before));
+        common.old_high.there.extend(repeat_n(0, count));
     }
 }
 
@@ -175,44 +227,83 @@ impl Rows for Accesses {
     };
 
     fn len(&self) -> usize {
-        self.seq.len()
+        self.common.seq.len()
     }
 
     fn columns(&self) -> Vec<Column<'_>> {
-        vec![
-            Column::Related(&self.seq),
-            Column::Related(&self.time),
+        let (first, last) = self.common.columns();
+        let own = [
             Column::Related(&self.instructions),
             Column::Few(&self.cpu, Dictionary::Numbers(CPUS)),
             Column::Few(&self.cpl, Dictionary::Numbers(4)),
             Column::Related(&self.cr3),
             Column::Related(&self.rip),
-            Column::Few(&self.kind, Dictionary::Words(&KINDS)),
-            Column::Related(&self.address),
-            Column::Related(&self.page),
-            Column::Few(&self.size, Dictionary::Numbers(LARGEST as u32 + 1)),
-            Column::Varied(&self.value),
-            self.value_high.column(),
-            self.old.column(),
-            self.old_high.column(),
-        ]
+        ];
+        first.into_iter().chain(own).chain(last).collect()
     }
 
     fn clear(&mut self) {
-        for numbers in [
-            &mut self.seq,
-            &mut self.time,
-            &mut self.instructions,
-            &mut self.cr3,
-            &mut self.rip,
-            &mut self.address,
-            &mut self.page,
-            &mut self.value,
-        ] {
-            numbers.clear();
-        }
-        [&mut self.cpu, &mut self.cpl, &mut self.kind, &mut self.size].into_iter().for_each(Vec::clear);
-        [&mut self.value_high, &mut self.old, &mut self.old_high].into_iter().for_each(Optional::clear);
+        self.common.clear();
+        [&mut self.instructions, &mut self.cr3, &mut self.rip].into_iter().for_each(Vec::clear);
+        [&mut self.cpu, &mut self.cpl].into_iter().for_each(Vec::clear);
+    }
+}
+
+/// Accesses of devices.
+#[derive(Default)]
+pub(super) struct Transfers {
+    common: Common,
+    /// The devices' names, and of each access which it is.
+    devices: Vec<&'static str>,
+    device: Vec<u8>,
+}
+
+impl Transfers {
+    /// Adds one by `device`, to what has this row in the table of pages. There are never more than 256 devices' names.
+    pub fn push(&mut self, moment: Moment, access: &Access, device: &'static str, page: u64) {
+        self.common.push(moment, access);
+        self.common.page.push(page);
+        let known = self.devices.iter().position(|name| *name == device);
+        let number = known.unwrap_or_else(|| {
+            self.devices.push(device);
+            self.devices.len() - 1
+        });
+        self.device.push(number as u8);
+    }
+}
+
+impl Rows for Transfers {
+    const LAYOUT: Layout = Layout {
+        schema: "message transfer {
+        REQUIRED INT64 seq (INTEGER(64,false));
+        REQUIRED INT64 time (INTEGER(64,false));
+        REQUIRED BYTE_ARRAY device (STRING);
+        REQUIRED BYTE_ARRAY kind (STRING);
+        REQUIRED INT64 address (INTEGER(64,false));
+        REQUIRED INT64 page (INTEGER(64,false));
+        REQUIRED INT32 size (INTEGER(8,false));
+        REQUIRED INT64 value (INTEGER(64,false));
+        OPTIONAL INT64 value_high (INTEGER(64,false));
+        OPTIONAL INT64 old (INTEGER(64,false));
+        OPTIONAL INT64 old_high (INTEGER(64,false));
+    }",
+        sorted: &["seq", "time"],
+    };
+
+    fn len(&self) -> usize {
+        self.common.seq.len()
+    }
+
+    fn columns(&self) -> Vec<Column<'_>> {
+        let (first, last) = self.common.columns();
+        let device = Column::Few(&self.device, Dictionary::Words(&self.devices));
+        first.into_iter().chain([device]).chain(last).collect()
+    }
+
+    fn clear(&mut self) {
+        self.common.clear();
+        self.devices.clear();
+        self.device.clear();
     }
 }
 

@@ -51,16 +51,16 @@ pub(super) enum Column<'a> {
     /// For each row whether there is a number (1 or 0), and those that there are.
     Optional(&'a [u8], &'a [u64]),
     /// For each row which entry of a dictionary of at most 32.
-    Few(&'a [u8], Dictionary),
+    Few(&'a [u8], Dictionary<'a>),
 }
 
 /// The values of a column that has few.
 #[derive(Clone, Copy)]
-pub(super) enum Dictionary {
+pub(super) enum Dictionary<'a> {
     /// Their numbers themselves, below this one.
     Numbers(u32),
     /// Words.
-    Words(&'static [&'static str]),
+    Words(&'a [&'a str]),
 }
 
 /// What a table looks like.
@@ -183,7 +183,7 @@ impl Encoder {
     }
 }
 
-impl Dictionary {
+impl Dictionary<'_> {
     /// How many there are, and what they are as PLAIN has them.
     fn entries(self) -> (u32, Vec<u8>) {
         match self {

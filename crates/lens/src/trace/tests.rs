@@ -14,7 +14,7 @@ fn access(kind: AccessKind, gva: Option<u64>, gpa: u64, size: u8, value: u128) -
     let origin = Origin { cpu: 0, cpl: 3, descriptor: false, rip: 0xffff_ffff_8100_0000, instructions: 9 };
     let old = kind.is_write().then_some(!value >> (128 - 8 * u32::from(size)));
     let (gva, gpa, hva) = (gva.map(Gva), Gpa(gpa), Some(Hva(0x7f00_0000_0000 + gpa)));
-    Access { kind, origin, cr3: 0x1000, gva, gpa, hva, size, value, old }
+    Access { kind, agent: Agent::Vcpu { origin, cr3: 0x1000 }, gva, gpa, hva, size, value, old }
 }
 
 fn spec(folder: &tempfile::TempDir, filters: &str) -> Spec {
@@ -68,7 +68,7 @@ fn accesses_come_back_with_their_pages() {
     assert_eq!(rows.len(), 5);
     for ((seq, row), access) in (0..).zip(&rows).zip(wanted) {
         let long = |column| row.get_ulong(column).expect("a number");
-        assert_eq!((long(0), long(2), long(5), long(6)), (seq, 9, 0x1000, access.origin.rip));
+        assert_eq!((long(0), long(2), long(5), long(6)), (seq, 9, 0x1000, 0xffff_ffff_8100_0000));
         assert!(long(1) >= last, "time goes on");
         last = long(1);
         assert_eq!((row.get_uint(3).unwrap(), row.get_ubyte(4).unwrap()), (0, 3));
@@ -92,11 +92,18 @@ fn a_trace_is_read_back_as_it_was_made() {
     let trace = Trace::create(&spec(&folder, ""), 2, Arc::default(), |error| panic!("{error}")).expect("a trace");
     let mut made = Vec::new();
     for n in 0..1000u64 {
-        let kind =
-            [AccessKind::Read, AccessKind::Write, AccessKind::WalkRead, AccessKind::DescriptorWrite][n as usize % 4];
-        let gva = (kind != AccessKind::WalkRead).then_some((n % 9) << 12 | 0xff0);
+        use AccessKind::*;
+        let kind = [Read, Write, WalkRead, DescriptorWrite, DmaRead, DmaWrite][n as usize % 6];
+        let physical = matches!(kind, WalkRead | DmaRead | DmaWrite);
+        let gva = (!physical).then_some((n % 9) << 12 | 0xff0);
         let mut access = access(kind, gva, (n % 5) << 12 | 0xff0, if n % 3 == 0 { 16 } else { 4 }, n.into());
-        access.origin.cpu = u32::from(n % 7 == 0);
+        match &mut access.agent {
+            agent if matches!(kind, DmaRead | DmaWrite) => {
+                *agent = Agent::Device(["disk", "network"][n as usize / 6 % 2]);
+            }
+            Agent::Vcpu { origin, .. } => origin.cpu = u32::from(n % 7 == 0),
+            Agent::Device(_) => {}
+        }
         trace.access(&access);
         made.push(access);
     }
@@ -105,15 +112,22 @@ fn a_trace_is_read_back_as_it_was_made() {
     let read: Vec<_> = read::Reader::open(&file).expect("a trace").map(|row| row.expect("a row")).collect();
     assert_eq!(read.len(), made.len());
     for ((seq, row), access) in (0..).zip(&read).zip(&made) {
-        let Access { kind, origin, cr3, gva, gpa, hva, size, value, old } = *access;
+        let Access { kind, agent, gva, gpa, hva, size, value, old } = *access;
+        let (origin, cr3, device) = match agent {
+            Agent::Vcpu { origin, cr3 } => (origin, cr3, None),
+            Agent::Device(device) => (Origin::default(), 0, Some(device)),
+        };
         assert_eq!((row.seq, row.instructions, row.cpu, row.cpl), (seq, origin.instructions, origin.cpu, origin.cpl));
         assert_eq!((row.cr3, row.rip, row.kind, row.size), (cr3, origin.rip, kind, size));
+        assert_eq!(row.device.as_deref(), device);
         assert_eq!((row.gva, row.gpa, row.hva, row.value, row.old), (gva, gpa, hva, value, old));
     }
     let Err(error) = read::Reader::open(&folder.path().join("u.parquet")) else { panic!("there is none") };
     assert!(error.to_string().contains("u.cpu0.parquet"), "{error}");
-    std::fs::copy(folder.path().join("t.pages.parquet"), folder.path().join("v.cpu0.parquet")).expect("a copy");
-    std::fs::copy(folder.path().join("t.pages.parquet"), folder.path().join("v.pages.parquet")).expect("a copy");
+    for part in ["cpu0", "dma", "pages"] {
+        let copy = folder.path().join(format!("v.{part}.parquet"));
+        std::fs::copy(folder.path().join("t.pages.parquet"), copy).expect("a copy");
+    }
     let mut wrong = read::Reader::open(&folder.path().join("v.parquet")).expect("files");
     let error = wrong.next().expect("an error").expect_err("pages are no accesses");
     assert!(error.to_string().contains("no column \"time\""), "{error}");
@@ -189,7 +203,7 @@ fn a_file_that_cannot_be_written_is_said_once_and_ends_the_trace() {
     let said = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&said);
     let folder = tempfile::tempdir().expect("a folder");
-    for part in ["cpu0", "pages"] {
+    for part in ["cpu0", "dma", "pages"] {
         std::os::unix::fs::symlink("/dev/full", folder.path().join(format!("t.{part}.parquet"))).expect("a link");
     }
     let trace = Trace::create(&spec(&folder, ""), 1, Arc::default(), move |error| {

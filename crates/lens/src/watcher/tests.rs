@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::symbols::kallsyms::tests::{BASE, kernel};
-use memory::{AccessKind, Hva, Origin};
+use memory::{AccessKind, Agent, Hva, Origin};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -48,7 +48,8 @@ fn watcher(watches: &[&str]) -> (Watcher, Shared) {
 fn access(kind: AccessKind, gva: u64, size: u8) -> Access {
     let gpa = Gpa(0x10_0000 | gva & 0xffff);
     let origin = Origin { cpu: 1, rip: 0x42, ..Origin::default() };
-    Access { kind, origin, cr3: 0, gva: Some(Gva(gva)), gpa, hva: None, size, value: 0x99, old: None }
+    let agent = Agent::Vcpu { origin, cr3: 0 };
+    Access { kind, agent, gva: Some(Gva(gva)), gpa, hva: None, size, value: 0x99, old: None }
 }
 
 #[test]
@@ -136,6 +137,45 @@ fn a_virtual_watch_wants_no_walks() {
 }
 
 #[test]
+fn devices_are_seen_by_physical_address() {
+    let (watcher, sink) = watcher(&["w:gpa:105004", "rw:5000+8", "rw:gpa:106000+10"]);
+    let dma = |kind, gva| Access { agent: Agent::Device("disk"), gva: None, ..access(kind, gva, 8) };
+    assert!(watcher.wants_dma(Gpa(0x10_5000)) && !watcher.wants_dma(Gpa(0x10_4000)));
+    watcher.access(&dma(AccessKind::DmaWrite, 0x5000));
+    assert_eq!(sink.take(), ["watch dmaw8 disk gva - gpa 105000 hva - hpa - val 99"]);
+    watcher.access(&dma(AccessKind::DmaRead, 0x5000));
+    watcher.access(&dma(AccessKind::DmaWrite, 0x5008));
+    assert!(sink.take().is_empty());
+    watcher.access(&dma(AccessKind::DmaRead, 0x6000));
+    assert_eq!(sink.take().len(), 1);
+    let hit = watcher.last_hit().unwrap();
+    assert_eq!((hit.watch, hit.access.agent, hit.by), (3, Agent::Device("disk"), None));
+}
+
+#[test]
+fn devices_meet_no_condition_on_a_processor() {
+    for (condition, met) in [
+        ("value == 99 and size == 8", true),
+        ("cpu == 0", false),
+        ("cpu != 0", false),
+        ("cr3 == 0", false),
+        ("cr3 != 1000", false),
+        ("rip in 0+100", false),
+        ("rip not in 1000+100", false),
+        ("rip != 1000", false),
+        ("user", false),
+        ("kernel", false),
+        ("process == cat", false),
+        ("process != cat", false),
+    ] {
+        let (watcher, sink) = watcher(&[&format!("rw:gpa:105000 if {condition}")]);
+        let dma = Access { agent: Agent::Device("disk"), gva: None, ..access(AccessKind::DmaWrite, 0x5000, 8) };
+        watcher.access(&dma);
+        assert_eq!(sink.take().len(), usize::from(met), "{condition}");
+    }
+}
+
+#[test]
 fn an_access_that_several_watches_want_is_one_line() {
     let (watcher, sink) = watcher(&["r:5000", "rw:5000+8", "r:gpa:105000", "w:5004"]);
     watcher.access(&access(AccessKind::Read, 0x5000, 8));
@@ -216,10 +256,17 @@ fn what_a_pointer_points_to_is_watched_from_when_it_does() {
     // Whoever writes the pointer, by whatever address.
     assert!(watcher.interest(Gva(0x9000), pointer.page()).write);
     map.write(pointer, &0x7000_u64.to_le_bytes()).unwrap();
+    assert!(watcher.wants_dma(pointer.page()));
     watcher.access(&Access { gpa: pointer.wrapping_add(7), ..access(AccessKind::Write, 0x9027, 1) });
     assert!(watcher.interest_changed());
     watcher.access(&access(AccessKind::Read, 0x5003, 1));
     watcher.access(&access(AccessKind::Read, 0x7000, 1));
+    assert_eq!(sink.take().len(), 1);
+    map.write(pointer, &0x5000_u64.to_le_bytes()).unwrap();
+    let dma = Access { agent: Agent::Device("disk"), gva: None, ..access(AccessKind::DmaWrite, 0, 8) };
+    watcher.access(&Access { gpa: pointer, ..dma });
+    assert!(watcher.interest_changed());
+    watcher.access(&access(AccessKind::Read, 0x5003, 1));
     assert_eq!(sink.take().len(), 1);
     watcher.system_calls_enter(&map, entry, image);
     assert!(!watcher.interest_changed(), "it is the same kernel");

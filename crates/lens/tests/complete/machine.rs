@@ -1,5 +1,5 @@
-//! A vCPU with hand-made page tables, GDT, IDT and TSS, all of whose accesses are watched; a program for it, and the list
-//! of accesses that the manuals say it makes.
+//! A vCPU with hand-made page tables, GDT, IDT and TSS, and a device that makes DMA, all of whose accesses are watched; a
+//! program for it, and the list of accesses that the manuals say it makes.
 //!
 //! The list is computed from a copy of memory: what a read finds and a write replaces is not taken from the vCPU.
 
@@ -9,12 +9,14 @@ use cpu::hooks::{Clock, LocalApic, PortIo, Signals};
 use cpu::reset::Connections;
 use cpu::run::{Exit, Interpreter};
 use cpu::state::{CS, RIP, RSP};
+use devices::fw_cfg::{self, FwCfg, Items};
+use devices::{PortDevice, Reset};
 use iced_x86::code_asm::CodeAssembler;
 use iced_x86::{Decoder, IcedError};
 use jit::{Config, Jit};
 use memory::observe::{Batch, Interest};
 use memory::ram::GuestRam;
-use memory::{Access, AccessKind, Gpa, Gva, Observer, PhysicalMap};
+use memory::{Access, AccessKind, Agent, Dma, Gpa, Gva, Observer, PhysicalMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use x86::{Attributes, Cr0, Cr4, Efer, Segment, Selector, TableRegister, Xcr0};
@@ -35,8 +37,13 @@ pub const TSS: u64 = 0x5800;
 pub const DATA: u64 = 0x80_0000_0000;
 /// Their page tables, from the one that CR3 does not point to downwards.
 pub const DATA_TABLES: [u64; 3] = [0xa000, 0xb000, 0xc000];
+/// Where RAM ends.
+pub const RAM: usize = 4 << 20;
+/// The key of fw_cfg's only file, which is [`ITEM`].
+pub const ITEM_KEY: u16 = 0x20;
+/// What the device has to copy.
+pub const ITEM: &[u8] = b"What the guest has not written itself is here, and is longer than three pieces of 16 bytes.";
 const TABLES: u64 = 0x1000;
-const RAM: usize = 4 << 20;
 const ORDER: [u64; 8] = [5, 0, 7, 2, 6, 1, 4, 3];
 
 /// The guest physical address of `gva`.
@@ -66,14 +73,18 @@ pub enum Spec {
     Pw(u64, u128),
     /// Fetches the instruction.
     Fetch,
+    /// The device reads so many bytes at a physical address.
+    DmaR(u64, usize),
+    /// The device writes these bytes there.
+    DmaW(u64, &'static [u8]),
 }
 
 /// What is compared of a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     kind: AccessKind,
-    rip: u64,
-    cpl: u8,
+    /// RIP and CPL, unless the device made it.
+    by: Option<(u64, u8)>,
     gva: Option<u64>,
     gpa: u64,
     size: u8,
@@ -195,7 +206,10 @@ impl Case {
                 Spec::Pr(gpa) => (WalkRead, gpa, 8, None),
                 Spec::Pw(gpa, value) => (WalkWrite, gpa, 8, Some(value.to_le_bytes().to_vec())),
                 Spec::Fetch => (Fetch, rip, length, None),
+                Spec::DmaR(gpa, size) => (DmaRead, gpa, size, None),
+                Spec::DmaW(gpa, bytes) => (DmaWrite, gpa, bytes.len(), Some(bytes.to_vec())),
             };
+            let by_device = matches!(kind, DmaRead | DmaWrite);
             let mut done = 0;
             while done < size {
                 let at = start + done as u64;
@@ -208,9 +222,8 @@ impl Case {
                 }
                 records.push(Record {
                     kind,
-                    rip,
-                    cpl,
-                    gva: (!matches!(kind, WalkRead | WalkWrite)).then_some(at),
+                    by: (!by_device).then_some((rip, cpl)),
+                    gva: (!by_device && !matches!(kind, WalkRead | WalkWrite)).then_some(at),
                     gpa: gpa(at),
                     size: piece as u8,
                     value: number_of(there),
@@ -244,6 +257,9 @@ impl Observer for Everything {
     fn wants_walks(&self, gpa: Gpa) -> bool {
         self.walks && DATA_TABLES.contains(&gpa.0)
     }
+    fn wants_dma(&self, _: Gpa) -> bool {
+        true
+    }
     fn access(&self, access: &Access) {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).push(*access);
     }
@@ -259,16 +275,23 @@ impl Observer for Everything {
     }
 }
 
-/// Any port write stops the vCPU.
+/// Any write to a port that is not the device's stops the vCPU.
 #[derive(Debug)]
-struct Stop(Arc<Signals>);
+struct Ports {
+    signals: Arc<Signals>,
+    device: Arc<FwCfg>,
+}
 
-impl PortIo for Stop {
+impl PortIo for Ports {
     fn read(&self, _: u16, _: usize) -> u32 {
         0x5a
     }
-    fn write(&self, _: u16, _: usize, _: u32) {
-        self.0.raise(Signals::STOP);
+    fn write(&self, port: u16, size: usize, value: u32) {
+        if (fw_cfg::DMA..fw_cfg::DMA + fw_cfg::DMA_PORTS).contains(&port) {
+            self.device.write(port, size, value);
+        } else {
+            self.signals.raise(Signals::STOP);
+        }
     }
 }
 
@@ -305,6 +328,7 @@ impl LocalApic for Nothing {
 struct Machine {
     cpu: Cpu,
     map: Arc<PhysicalMap>,
+    device: Arc<FwCfg>,
     observer: Arc<Everything>,
     initial: Vec<u8>,
 }
@@ -313,7 +337,11 @@ impl Machine {
     fn new(case: &Case, code: &[u8], records: bool) -> Self {
         let map = Arc::new(PhysicalMap::new(GuestRam::new(RAM as u64).expect("RAM")).expect("a map"));
         let signals = Arc::<Signals>::default();
-        let (ports, apic, clock) = (Arc::new(Stop(signals.clone())), Arc::new(Nothing), Arc::new(Nothing));
+        let mut items = Items::new();
+        items.add_file("opt/item", ITEM.to_vec()).expect("a file");
+        let device = Arc::new(FwCfg::new(items, Dma::new(Arc::clone(&map), fw_cfg::NAME)));
+        let ports = Arc::new(Ports { signals: signals.clone(), device: Arc::clone(&device) });
+        let (apic, clock) = (Arc::new(Nothing), Arc::new(Nothing));
         let connections = Connections { map: Arc::clone(&map), signals, ports, apic, clock };
         let mut initial: Vec<u8> =
             (0..RAM).map(|at| if at < 0xd000 { 0 } else { (at * 7 + (at >> 8)) as u8 }).collect();
@@ -346,7 +374,8 @@ impl Machine {
         let observer = Everything { fetches: case.fetches, walks: case.walks, records, ..Everything::default() };
         let observer = Arc::new(observer);
         cpu.mmu.set_observer(Some(Arc::<Everything>::clone(&observer)));
-        Self { cpu, map, observer, initial }
+        map.observe_dma(Some(Arc::<Everything>::clone(&observer)));
+        Self { cpu, map, device, observer, initial }
     }
 
     /// As at the beginning, but for what tiers know. Gives what is in memory.
@@ -355,6 +384,7 @@ impl Machine {
         let (low, high) = (CODE as usize, CODE as usize + 0x2000);
         self.map.write(Gpa(0), &self.initial[..low]).expect("RAM");
         self.map.write(Gpa(high as u64), &self.initial[high..]).expect("RAM");
+        self.device.reset();
         let cpu = &mut self.cpu;
         cpu.reset();
         cpu.cr0 = Cr0::from_bits(0x8001_0033);
@@ -396,11 +426,20 @@ impl Machine {
     fn seen(&self) -> Vec<Record> {
         let seen = std::mem::take(&mut *self.observer.seen.lock().unwrap_or_else(PoisonError::into_inner));
         let record = |access: &Access| {
-            assert_eq!((access.origin.cpu, access.cr3, access.hva), (0, TABLES, self.map.hva_of(access.gpa)));
+            let by = match access.agent {
+                Agent::Vcpu { origin, cr3 } => {
+                    assert_eq!((origin.cpu, cr3), (0, TABLES));
+                    Some((origin.rip, origin.cpl))
+                }
+                Agent::Device(name) => {
+                    assert_eq!(name, fw_cfg::NAME);
+                    None
+                }
+            };
+            assert_eq!(access.hva, self.map.hva_of(access.gpa));
             Record {
                 kind: access.kind,
-                rip: access.origin.rip,
-                cpl: access.origin.cpl,
+                by,
                 gva: access.gva.map(|gva| gva.0),
                 gpa: access.gpa.0,
                 size: access.size,

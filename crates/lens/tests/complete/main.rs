@@ -2,12 +2,12 @@
 //!
 //! An access that crosses a page is told once for each page, one of more than 16 bytes in pieces of 16. A read-modify-write
 //! is a read and a write, also where it writes what was there (CMPXCHG that fails). XSAVE and its like access the
-//! components that are saved or restored, each once.
+//! components that are saved or restored, each once. What a device accesses comes in the same pieces.
 
 mod machine;
 
 use iced_x86::code_asm::*;
-use machine::Spec::{Any, Dr, Dw, Pr, Pw, R, W};
+use machine::Spec::{Any, DmaR, DmaW, Dr, Dw, Pr, Pw, R, W};
 use machine::*;
 
 /// Elements of `size` bytes from `start` on, `count` of them, upwards or downwards.
@@ -443,5 +443,45 @@ fn an_access_that_faults_is_none() {
     let gate = [Dr(IDT + 14 * 16, 8), Dr(IDT + 14 * 16 + 8, 4), Dr(GDT + 8, 8)];
     let specs: Vec<_> = gate.into_iter().chain(stack).chain(pushed).collect();
     case.does(|a| a.mov(qword_ptr(rbx), rax), &specs);
+    case.check();
+}
+
+#[test]
+fn what_a_device_reads_and_writes() {
+    const SELECT: u32 = (ITEM_KEY as u32) << 16 | 8;
+    const READ: u32 = 2;
+    const SKIP: u32 = 4;
+    const WRITE: u32 = 16;
+    let mut case = Case::new();
+    // Requests across two pages and within one; what the device is asked for, where, and what it does.
+    let (first, second) = (STACK + 0x17f8, STACK + 0x400);
+    let to = gpa(DATA + 0x5fe9);
+    let request = |control: u32, length: u32, address: u64| {
+        (u128::from(control) << 96 | u128::from(length) << 64 | u128::from(address)).to_be_bytes().to_vec()
+    };
+    let mut transfer = |at: u64, asked: Vec<u8>, specs: &[Spec]| {
+        case.memory.push((at, asked));
+        case.just(|a| a.mov(dx, 0x518));
+        case.just(|a| a.mov(eax, (at as u32).swap_bytes()));
+        case.does(|a| a.out(dx, eax), &[&[DmaR(at, 16)], specs].concat());
+    };
+    // All of the item and then zeros, into two pages that the guest has in another order.
+    let (zeros, done) = (&[0; 40], &[0; 4]);
+    let length = (ITEM.len() + zeros.len()) as u32;
+    let copied = [DmaW(to, ITEM), DmaW(to + ITEM.len() as u64, zeros), DmaW(first, done)];
+    transfer(first, request(SELECT | READ, length, to), &copied);
+    // The rest of it behind the end of RAM, of which some is still there.
+    let end = RAM as u64 - 20;
+    transfer(second, request(SELECT | SKIP, 30, 0), &[DmaW(second, done)]);
+    transfer(second + 16, request(READ, 61, end), &[DmaW(end, &ITEM[30..50]), DmaW(second + 16, &[0, 0, 0, 1])]);
+    transfer(second + 32, request(WRITE, 8, to), &[DmaW(second + 32, &[0, 0, 0, 1])]);
+    // The guest finds what was written in both, and writes to a request itself.
+    assert_eq!(gpa(DATA + 0x3000), to + 0x17);
+    for there in [DATA + 0x5ff8, DATA + 0x3000] {
+        case.just(|a| a.mov(rbx, there));
+        case.does(|a| a.mov(rcx, qword_ptr(rbx)), &[R(there, 8)]);
+    }
+    case.just(|a| a.mov(rbx, first));
+    case.does(|a| a.inc(dword_ptr(rbx)), &[R(first, 4), W(first, 4, 1)]);
     case.check();
 }

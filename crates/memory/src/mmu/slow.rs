@@ -3,17 +3,13 @@
 use super::{MemoryFault, Mmu, Origin, Space};
 use crate::hostmem::{self, HostAccess};
 use crate::map::Page;
-use crate::observe::{Access, AccessKind, Interest, Observer};
+use crate::observe::{self, Access, AccessKind, Agent, Interest, Observer, REPORTED, wide};
 use crate::tlb::{CODE, Comparator, Entry, Full, INVALID, IO, RECORD, ROM, WATCH};
 use crate::touched::{PAGES_MAX, Seen};
 use crate::walk::{Tables, Want};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
-use std::sync::atomic::Ordering;
 use x86::PAGE_SIZE;
 use x86::paging::TABLE_ADDRESS;
-
-/// The most bytes that one access reports at once.
-const REPORTED: usize = 16;
 
 /// A translated access within one page.
 #[derive(Clone, Copy)]
@@ -66,7 +62,9 @@ impl<'a> MapTables<'a> {
             && observer.wants_walks(gpa.page())
         {
             let (size, value, old) = (size as u8, u128::from(value), old.map(u128::from));
-            observer.access(&Access { kind, origin, cr3, gva: None, gpa, hva, size, value, old });
+            let agent = Agent::Vcpu { origin, cr3 };
+            observer.access(&Access { kind, agent, gva: None, gpa, hva, size, value, old });
+            observe::heed(observer, self.map);
         }
     }
 }
@@ -341,8 +339,7 @@ impl Mmu {
         };
         observer.access(&Access {
             kind,
-            origin,
-            cr3: self.paging.registers().cr3,
+            agent: Agent::Vcpu { origin, cr3: self.paging.registers().cr3 },
             gva: Some(hit.gva),
             gpa: hit.gpa,
             hva: self.map.hva_of(hit.gpa),
@@ -350,11 +347,7 @@ impl Mmu {
             value,
             old,
         });
-        if observer.interest_changed() {
-            // This may be in the midst of an instruction. A block ends where code was overwritten.
-            self.asks_anew.set(true);
-            self.notices.flag().store(true, Ordering::Release);
-        }
+        observe::heed(&**observer, &self.map);
     }
 
     /// Tells the observer of a read or fetch within one page that was made, in pieces of 16 bytes.
@@ -566,11 +559,6 @@ impl Mmu {
         }
         Ok(())
     }
-}
-
-/// Up to 16 bytes as a number.
-fn wide(bytes: &[u8]) -> u128 {
-    bytes.iter().rev().fold(0, |value, byte| value << 8 | u128::from(*byte))
 }
 
 /// The first `size` bytes.

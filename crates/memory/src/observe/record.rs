@@ -1,6 +1,6 @@
 //! What translated code notes of its accesses, for an observer that wants to see all of them.
 
-use super::{Access, AccessKind};
+use super::{Access, AccessKind, Agent};
 use crate::mmu::Origin;
 use crate::{Gva, Hva, PhysicalMap};
 use std::mem::offset_of;
@@ -154,19 +154,19 @@ impl Batch<'_> {
             let both = |low: u64, high: u64| u128::from(low) | u128::from(high) << 64;
             let (before, after) = (both(first.before, second.before), both(first.after, second.after));
             let hva = Hva(first.hva + at);
+            let origin = Origin {
+                cpl: match (what.user(), self.origin.cpl) {
+                    (false, _) => 0,
+                    (true, 0) => 3,
+                    (true, cpl) => cpl,
+                },
+                rip: first.rip(),
+                instructions: self.instructions(first),
+                ..self.origin
+            };
             Some(Access {
                 kind: if what.write() { AccessKind::Write } else { AccessKind::Read },
-                origin: Origin {
-                    cpl: match (what.user(), self.origin.cpl) {
-                        (false, _) => 0,
-                        (true, 0) => 3,
-                        (true, cpl) => cpl,
-                    },
-                    rip: first.rip(),
-                    instructions: self.instructions(first),
-                    ..self.origin
-                },
-                cr3: self.cr3,
+                agent: Agent::Vcpu { origin, cr3: self.cr3 },
                 gva: Some(Gva(first.gva.wrapping_add(at))),
                 gpa: self.map.gpa_of(hva)?,
                 hva: Some(hva),

@@ -192,7 +192,7 @@ impl Screen {
         let mut lines: Vec<Line<'static>> = watched.watches.iter().map(watch).collect();
         if let Some(last) = &watched.last {
             let dash = |address: &Option<String>| address.as_deref().map_or("-".to_owned(), trimmed);
-            let by = last.by.clone().unwrap_or_else(|| format!("rip {}", trimmed(&last.rip)));
+            let by = last.by.clone().or(last.device.clone()).unwrap_or_else(|| format!("rip {}", dash(&last.rip)));
             lines.push(Line::from(format!(
                 "last: {}{} by {by}  gva {} → gpa {} → hva {} → hpa {}  val {}",
                 last.kind,

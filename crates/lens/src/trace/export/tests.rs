@@ -8,13 +8,14 @@ fn row(rip: u64, instructions: u64, kind: AccessKind, gva: u64, size: u8, value:
     Row {
         seq: instructions,
         time: 1000,
+        device: None,
         instructions,
         cpu: 0,
         cpl: 3,
         cr3: 0x1000,
         rip,
         kind,
-        gva: (kind != AccessKind::WalkRead).then_some(Gva(gva)),
+        gva: (!matches!(kind, AccessKind::WalkRead | AccessKind::DmaWrite)).then_some(Gva(gva)),
         gpa: Gpa(gva & 0xffff),
         hva: Some(Hva(0x7f00_0000_0000 + gva)),
         hpa: (kind == AccessKind::Read).then_some(Hpa(0x12_3000)),
@@ -24,14 +25,16 @@ fn row(rip: u64, instructions: u64, kind: AccessKind, gva: u64, size: u8, value:
     }
 }
 
-/// `mov rax, [rbx]`; `add [rbx], rax`, whose bytes lie in two pages; `jne` back; what the page walker did; and an
-/// instruction that was not fetched.
+/// `mov rax, [rbx]`; `add [rbx], rax`, whose bytes lie in two pages; `jne` back; what the page walker
+/// and a device did; and an instruction that was not fetched.
 fn rows() -> Vec<Row> {
     use AccessKind::*;
+    let dma = Row { device: Some("disk".into()), ..row(0, 0, DmaWrite, 0x2000, 16, 0x63) };
     vec![
         row(0x400ff9, 0, Fetch, 0x400ff9, 3, 0x03_8b48),
         row(0x400ff9, 0, WalkRead, 0x2000, 8, 0x63),
         row(0x400ff9, 0, Read, 0x60_0000, 8, 0x1234),
+        dma,
         row(0x400ffc, 1, Fetch, 0x400ffc, 2, 0x0148),
         row(0x400ffc, 1, Fetch, 0x400ffe, 1, 0x03),
         row(0x400ffc, 1, Read, 0x60_0000, 8, 0x1234),
@@ -55,11 +58,12 @@ fn text(format: Format) -> String {
 fn csv_has_all_addresses() {
     let text = text(Format::Csv);
     let lines: Vec<_> = text.lines().collect();
-    assert_eq!(lines.len(), 10);
-    assert_eq!(lines[0], "seq,time,instructions,cpu,cpl,cr3,rip,kind,gva,gpa,hva,hpa,size,value,old");
-    assert_eq!(lines[2], "0,1000,0,0,3,0x1000,0x400ff9,walk_read,,0x2000,0x7f0000002000,,8,0x63,");
-    assert_eq!(lines[3], "0,1000,0,0,3,0x1000,0x400ff9,read,0x600000,0x0,0x7f0000600000,0x123000,8,0x1234,");
-    assert_eq!(lines[7], "1,1000,1,0,3,0x1000,0x400ffc,write,0x600000,0x0,0x7f0000600000,,8,0x2468,0x55");
+    assert_eq!(lines.len(), 11);
+    assert_eq!(lines[0], "seq,time,device,instructions,cpu,cpl,cr3,rip,kind,gva,gpa,hva,hpa,size,value,old");
+    assert_eq!(lines[2], "0,1000,,0,0,3,0x1000,0x400ff9,walk_read,,0x2000,0x7f0000002000,,8,0x63,");
+    assert_eq!(lines[3], "0,1000,,0,0,3,0x1000,0x400ff9,read,0x600000,0x0,0x7f0000600000,0x123000,8,0x1234,");
+    assert_eq!(lines[4], "0,1000,disk,,,,,,dma_write,,0x2000,0x7f0000002000,,16,0x63,");
+    assert_eq!(lines[8], "1,1000,,1,0,3,0x1000,0x400ffc,write,0x600000,0x0,0x7f0000600000,,8,0x2468,0x55");
 }
 
 #[test]
