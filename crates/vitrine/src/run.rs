@@ -58,6 +58,10 @@ pub fn run(flags: &Flags) -> Result<End> {
         config.witness = perfetto.clone().map(|perfetto| perfetto as _);
         Ok(config)
     })?;
+    // Before anybody can ask.
+    if flags.stopped {
+        session.hold();
+    }
     if console.assumed {
         say("there is no display yet, so the terminal is used as with -nographic: Ctrl-A x quits, Ctrl-A h helps");
     }
@@ -76,9 +80,6 @@ pub fn run(flags: &Flags) -> Result<End> {
     let here = flags.gdb_here.then(|| Address::Tcp("127.0.0.1".to_owned(), GDB_PORT));
     for address in flags.gdb.iter().chain(&here) {
         session.serve_gdb(address)?;
-    }
-    if flags.stopped {
-        session.hold();
     }
     if let Some(perfetto) = &perfetto {
         session.follow(perfetto, kernel)?;
