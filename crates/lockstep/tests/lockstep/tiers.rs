@@ -41,7 +41,7 @@ fn programs_in_blocks_and_in_steps_agree() {
 #[test]
 fn sequences_interpreted_and_translated_agree() {
     let name = "sequences_interpreted_and_translated_agree";
-    check(name, [interpreted, translated], Options::default(), Generator::sequence, 50_000);
+    check(name, [interpreted, translated], Options::default(), Generator::sequence, 37_500);
 }
 
 #[test]
