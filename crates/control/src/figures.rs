@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// How long instructions are counted to know their rate.
-const WINDOW: Duration = Duration::from_millis(40);
+pub(crate) const WINDOW: Duration = Duration::from_millis(40);
 /// Processes that are listed.
 const PROCESSES: usize = 256;
 /// Address spaces of a working set.

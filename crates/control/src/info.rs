@@ -2,6 +2,7 @@
 
 use crate::arguments::Arguments;
 use crate::command::{Command, lines};
+use crate::figures::{WINDOW, process_of};
 use crate::monitor::{Monitor, MonitorError, Outcome};
 use crate::registers::Snapshot;
 use crate::{paging, touched, tracing, watching};
@@ -9,6 +10,8 @@ use cpu::debugger::Stop;
 use lens::symbols::{Process, by_cr3};
 use machine::{Chip, RunState, Vcpu};
 use memory::Gva;
+use memory::tally::Share;
+use memory::tlb::Stats;
 
 /// All subjects.
 pub(crate) const COMMANDS: &[Command] = &[
@@ -206,14 +209,17 @@ fn jit(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
 
 fn stats(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     arguments.end()?;
+    let rates = monitor.handle.measure(WINDOW)?;
     let all = each(monitor, |vcpu| vcpu.stats())?;
+    let processes = monitor.processes(monitor.snapshot()?).unwrap_or_default();
     let seconds = monitor.handle.stats().time as f64 / 1e9;
     let mut text = format!("time: {seconds:.3} s\n");
     for (index, vcpu) in all.iter().enumerate() {
         let tlb = vcpu.tlb;
-        // Translated code does not count its instructions.
+        // Translated code does not count its instructions but while it is measured.
         let what = if vcpu.jit.is_some() { "interpreted" } else { "instructions" };
-        text += &format!("CPU #{index}:\n  {what:<18} {}\n", vcpu.instructions);
+        let mips = rates.get(index).map_or(0.0, |rate| rate / 1e6);
+        text += &format!("CPU #{index}:\n  {:<18} {mips:.1}\n  {what:<18} {}\n", "MIPS", vcpu.instructions);
         text += &lines(
             [
                 ("TLB slow-path hits", tlb.hits),
@@ -228,6 +234,26 @@ fn stats(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
             ]
             .map(|(name, count)| format!("  {name:<18} {count}")),
         );
+        text += "  exceptions and interrupts by vector:\n";
+        let delivered = (0..=u8::MAX).zip(&vcpu.delivered).filter(|(_, count)| **count > 0);
+        text += &lines(
+            delivered.map(|(vector, count)| format!("    {vector:02x} {:<13} {count}", x86::vector_name(vector))),
+        );
+        text += "  page tables at        loads  slow hits  victim hits      walks  faults  flushes\n";
+        text += &lines(vcpu.spaces.iter().map(|share| space(share, &processes)));
     }
     Ok(text)
+}
+
+/// A line of what happened in an address space.
+fn space(share: &Share, processes: &[Process]) -> String {
+    let Stats { hits, victim_hits, walks, faults, page_flushes, context_flushes, full_flushes, .. } = share.stats;
+    let flushes = page_flushes + context_flushes + full_flushes;
+    let root = share.root.map_or("others".to_owned(), |root| format!("{root:016x}"));
+    let process = share.root.and_then(|root| process_of(processes, root.0)).unwrap_or_default();
+    let line = format!(
+        "  {root:<16} {loads:>10} {hits:>10} {victim_hits:>12} {walks:>10} {faults:>7} {flushes:>8}  {process}",
+        loads = share.loads,
+    );
+    line.trim_end().to_owned()
 }

@@ -274,6 +274,8 @@ fn everything_can_be_asked() {
         ("info lapic 9", "no such"),
         ("info mtree", "00000000fee00000-00000000fee00fff (prio 0, i/o): lapic\n"),
         ("info stats", "  page walks         "),
+        ("info stats", "CPU #0:\n  MIPS               "),
+        ("info stats", "  page tables at        loads  slow hits  victim hits      walks  faults  flushes\n"),
         ("info jit", "CPU #0:\n"),
         ("info", "info version -- show the version"),
         ("help", "x/fmt addr -- virtual memory dump"),

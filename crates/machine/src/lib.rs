@@ -61,6 +61,8 @@ pub struct VcpuStats {
     pub instructions: u64,
     /// The slow path's counters.
     pub tlb: memory::tlb::Stats,
+    /// What of them happened in which address space.
+    pub spaces: Vec<memory::tally::Share>,
     /// Exceptions and interrupts that were delivered, by vector.
     pub delivered: Vec<u64>,
     /// The translator's counters, if there is one.

@@ -77,6 +77,7 @@ impl Vcpu {
             registers: Registers::from(&self.cpu),
             instructions: self.cpu.instructions,
             tlb: self.cpu.mmu.stats(),
+            spaces: self.cpu.mmu.shares(),
             delivered: self.cpu.delivered.to_vec(),
             jit: self.engine.jit.as_ref().map(Jit::stats),
         }

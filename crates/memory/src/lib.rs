@@ -14,6 +14,7 @@ pub mod pagemap;
 pub mod ram;
 pub mod scalar;
 pub mod space;
+pub mod tally;
 #[cfg(test)]
 mod testing;
 pub mod tlb;

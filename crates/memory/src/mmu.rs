@@ -12,6 +12,7 @@ use crate::code::{News, Notices};
 use crate::hostmem;
 use crate::observe::{Batch, Observer, Record};
 use crate::space::AddressSpace;
+use crate::tally::{Share, Tally};
 use crate::tlb::{Cached, Entry, Stats, Tlb, View};
 use crate::touched::Touched;
 use crate::walk::{Inspection, Mode, Paging};
@@ -133,6 +134,7 @@ pub struct Mmu {
     map: Arc<PhysicalMap>,
     paging: Paging,
     tlb: Tlb,
+    tally: Tally,
     observer: Option<Arc<dyn Observer>>,
     /// It is content with records that translated code makes.
     records: bool,
@@ -169,6 +171,7 @@ impl Mmu {
             map,
             paging: Paging::new(PHYSICAL_BITS),
             tlb,
+            tally: Tally::default(),
             observer: None,
             records: false,
             touched: None,
@@ -314,6 +317,12 @@ impl Mmu {
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.tlb.stats
+    }
+
+    /// What of [`Mmu::stats`] happened in which address space.
+    #[must_use]
+    pub fn shares(&self) -> Vec<Share> {
+        self.tally.shares(self.tlb.stats)
     }
 
     /// The table to use for `space`: without SMAP, RFLAGS.AC makes no difference.

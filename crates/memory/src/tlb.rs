@@ -106,6 +106,34 @@ pub struct Stats {
     pub grown: u64,
 }
 
+impl Stats {
+    /// The sum of both.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        self.with(other, u64::wrapping_add)
+    }
+
+    /// What is more in these than in `other`, which were taken before.
+    #[must_use]
+    pub fn less(self, other: Self) -> Self {
+        self.with(other, u64::wrapping_sub)
+    }
+
+    fn with(self, other: Self, apply: fn(u64, u64) -> u64) -> Self {
+        Self {
+            hits: apply(self.hits, other.hits),
+            victim_hits: apply(self.victim_hits, other.victim_hits),
+            global_hits: apply(self.global_hits, other.global_hits),
+            walks: apply(self.walks, other.walks),
+            faults: apply(self.faults, other.faults),
+            page_flushes: apply(self.page_flushes, other.page_flushes),
+            context_flushes: apply(self.context_flushes, other.context_flushes),
+            full_flushes: apply(self.full_flushes, other.full_flushes),
+            grown: apply(self.grown, other.grown),
+        }
+    }
+}
+
 /// The tables of one PCID, and which of its fetch translations somebody relies on.
 #[derive(Debug)]
 struct Context {

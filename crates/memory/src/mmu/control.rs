@@ -18,6 +18,9 @@ impl Mmu {
         }
         let reload = self.loads_pdptes(&registers);
         self.paging.set(registers);
+        if old.cr3 != registers.cr3 {
+            self.tally.load(registers.cr3, self.tlb.stats);
+        }
         if reload && let Some(pdptes) = self.paging.read_pdptes(&mut MapTables::silent(&self.map), registers.cr3) {
             self.take_pdptes(pdptes);
         }
@@ -89,6 +92,7 @@ impl Mmu {
         }
         let registers = PagingRegisters { cr3: cr3 & !(1 << 63), ..*self.paging.registers() };
         self.paging.set(registers);
+        self.tally.load(registers.cr3, self.tlb.stats);
         if registers.cr4.pcid() {
             let known = self.tlb.select((cr3 & 0xfff) as u16);
             if known && !keep {
