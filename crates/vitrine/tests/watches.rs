@@ -144,6 +144,18 @@ fn the_command_line_is_watched_by_its_symbol() {
 }
 
 #[test]
+fn lines_may_go_to_the_log() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("log");
+    let more = ["-D", log.to_str().expect("UTF-8"), "-watch", "r:*saved_command_line count 3 then log"];
+    let Some(ended) = boot(&more) else { return };
+    let logged = Line::all(&std::fs::read_to_string(&log).expect("a log"));
+    assert_eq!(logged.len(), 3, "{logged:x?}");
+    assert!(logged.iter().all(|line| line.access.starts_with('r') && line.value as u8 == b'c'), "{logged:x?}");
+    assert!(Line::all(&ended.stderr).is_empty(), "{ended:?}");
+}
+
+#[test]
 fn a_symbol_that_there_is_not_is_said_to_be_missing() {
     let Some(ended) = boot(&["-watch", "rw:no_such_thing+8"]) else { return };
     assert!(ended.stderr.contains("rw:no_such_thing+8: the guest's kernel has no symbol no_such_thing"), "{ended:?}");

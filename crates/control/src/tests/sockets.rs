@@ -154,6 +154,26 @@ fn the_machine_protocol_is_spoken() {
 }
 
 #[test]
+fn a_watch_set_by_the_machine_protocol_stops_the_machine() {
+    let guest = Guest::running();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("qmp");
+    let _server = serve_qmp(&path, guest.handle.clone()).unwrap();
+    let mut client = Client::new(&path);
+    client.json();
+    client.ask(&execute("qmp_capabilities"));
+    let say = |line: &str| json!({ "execute": "human-monitor-command", "arguments": { "command-line": line } });
+    assert_eq!(client.ask(&say("watch w:110000+8 then stop"))["return"], "1: w:110000+8 then stop, 0 hits\n");
+    let wrong = client.ask(&say("watch w:110000+8 then sleep"));
+    assert!(wrong["return"].as_str().unwrap().contains("column 17: "), "{wrong}");
+    // The guest begins anew, and writes there.
+    client.send(format!("{}\n", execute("system_reset")));
+    client.event("STOP");
+    assert_eq!(client.ask(&say("info status"))["return"], "VM status: paused (watch 1)\n");
+    assert!(client.ask(&say("info watch"))["return"].as_str().unwrap().contains(", 1 hits, last w8 rip "));
+}
+
+#[test]
 fn what_is_not_the_protocol_is_refused_and_the_conversation_goes_on() {
     let guest = Guest::running();
     let folder = TempDir::new().unwrap();
