@@ -16,6 +16,7 @@ use lens::trace::{Spec, Summary, TraceError};
 use lens::{Lens, Trace, Watcher};
 use machine::{Accel, Config, DebugConsole};
 
+use crate::flags::smp::Processors;
 use crate::flags::values::{self, Device, Monitor, Serial};
 use crate::flags::{Flags, UsageError};
 use crate::plan::Console;
@@ -84,7 +85,7 @@ pub fn run(flags: &Flags) -> Result<End> {
     if let Some(perfetto) = &perfetto {
         session.follow(perfetto, kernel)?;
     }
-    sandbox::bound(flags.sandbox, flags.smp.unwrap_or(1))?;
+    sandbox::bound(flags.sandbox, flags.smp.map_or(1, |smp| smp.cpus))?;
     session.start()?;
     let end = session.wait();
     let end = trace.map_or(end, |trace| finish(&trace, end));
@@ -120,9 +121,11 @@ fn finish(trace: &Trace, end: End) -> End {
 
 /// What the flags say of the machine apart from where its console and its observers are.
 pub fn config(flags: &Flags) -> Result<Config> {
-    let mut config = Config::new(Arc::new(flags.cpu.clone().unwrap_or_else(Model::max)));
+    let processors = flags.smp.unwrap_or(Processors { cpus: 1, cores: 1 });
+    let model = flags.cpu.clone().unwrap_or_else(Model::max).with_cores(processors.cores);
+    let mut config = Config::new(Arc::new(model));
     config.memory = flags.memory.unwrap_or(values::MEMORY_DEFAULT);
-    config.cpus = flags.smp.unwrap_or(1);
+    config.cpus = processors.cpus;
     config.accel = flags.accel.or(flags.machine.unwrap_or_default().accel).unwrap_or_default();
     config.perf = perf(flags, config.accel)?;
     config.board = flags.machine.unwrap_or_default().kind.unwrap_or_default();

@@ -7,6 +7,7 @@ mod absent;
 mod help;
 mod message;
 mod normalise;
+pub mod smp;
 pub mod values;
 
 use std::ffi::OsString;
@@ -56,9 +57,9 @@ pub struct Flags {
     /// processor: max (default) or qemu64, then ,+feature or ,-feature
     #[arg(long, value_name = "MODEL", value_parser = values::cpu)]
     pub cpu: Option<Model>,
-    /// number of processors: 1 for now
-    #[arg(long, value_name = "[cpus=]N", value_parser = values::smp)]
-    pub smp: Option<u32>,
+    /// number of processors, 1 to 64, also as cpus=4,sockets=2,cores=2
+    #[arg(long, value_name = "[cpus=]N", value_parser = smp::smp)]
+    pub smp: Option<smp::Processors>,
     /// board: pc (default) or q35, also as type=pc,accel=jit
     #[arg(long, visible_alias = "M", value_name = "[type=]NAME", value_parser = values::board)]
     pub machine: Option<Board>,

@@ -2,6 +2,7 @@
 
 use cpu::cpuid::Feature;
 use machine::{BoardKind, DebugExitPorts};
+use smp::Processors;
 
 use super::*;
 
@@ -151,7 +152,7 @@ fn what_scripts_pass_and_is_true_here_is_accepted() {
     ];
     let flags = flags(&line);
     assert!(flags.nodefaults && flags.no_shutdown);
-    assert_eq!((flags.smp, flags.debugcon), (Some(1), Some(DebugConsole::Stdio)));
+    assert_eq!((flags.smp, flags.debugcon), (Some(Processors { cpus: 1, cores: 1 }), Some(DebugConsole::Stdio)));
 }
 
 /// Each wrong line with words that must be in its answer.
@@ -170,8 +171,8 @@ fn wrong_lines_are_answered_with_one_line_that_helps() {
         (&["-m", "1"], &["-m 1", "64"]),
         (&["-m", "4096T"], &["1T"]),
         (&["-m", "128M,slots=2"], &["slots"]),
-        (&["-smp", "2"], &["-smp 2", "-smp 1"]),
-        (&["-smp", "many"], &["-smp 1"]),
+        (&["-smp", "65"], &["-smp 65", "64"]),
+        (&["-smp", "many"], &["many", "cores"]),
         (&["-cpu", "pentium"], &["max", "qemu64"]),
         (&["-cpu", "max,+avx22"], &["avx2"]),
         (&["-M", "microvm"], &["pc", "q35"]),

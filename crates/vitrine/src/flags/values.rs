@@ -207,24 +207,6 @@ pub fn timeline(text: &str) -> Result<Timeline, String> {
     Ok(Timeline { file: file.into(), limit })
 }
 
-/// `1`, or QEMU's topology as long as it comes to one.
-pub fn smp(text: &str) -> Result<u32, String> {
-    const RIGHT: &str = "there is one processor for now: -smp 1";
-    for (position, part) in text.split(',').enumerate() {
-        let (name, number) = match part.split_once('=') {
-            Some(pair) => pair,
-            None if position == 0 => ("cpus", part),
-            None => return Err(RIGHT.to_owned()),
-        };
-        let known =
-            matches!(name, "cpus" | "maxcpus" | "sockets" | "dies" | "clusters" | "modules" | "cores" | "threads");
-        if !known || number != "1" {
-            return Err(RIGHT.to_owned());
-        }
-    }
-    Ok(1)
-}
-
 /// Whether there is a sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sandbox {
