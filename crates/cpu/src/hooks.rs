@@ -74,12 +74,17 @@ impl Signals {
     /// Raises bits and wakes the vCPU.
     pub fn raise(&self, bits: u32) {
         self.bits.fetch_or(bits, Ordering::SeqCst);
-        if let Some(kick) = self.kick.get() {
-            kick.kick();
-        }
+        self.nudge();
         // Taking the lock orders this against a sleeper that has checked the bits and not yet gone to sleep.
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
         self.changed.notify_all();
+    }
+
+    /// Makes a vCPU that runs translated code leave it, without a request: there is something else to be looked at.
+    pub fn nudge(&self) {
+        if let Some(kick) = self.kick.get() {
+            kick.kick();
+        }
     }
 
     /// Calls `kick` whenever bits are raised, from now on. A vCPU has one; a later one is ignored.

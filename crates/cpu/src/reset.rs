@@ -43,6 +43,8 @@ impl Cpu {
         let Connections { map, signals, ports, apic, clock } = connections;
         let mut mmu = Mmu::new(map, id as usize);
         mmu.set_physical_bits(model.physical_bits());
+        let nudged = signals.clone();
+        mmu.wake_by(move || nudged.nudge());
         let mut cpu = Self {
             regs: [0; 32],
             status: 0,

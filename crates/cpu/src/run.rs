@@ -109,9 +109,9 @@ impl Cpu {
 
     /// As [`Cpu::run`], with code left to `tier`.
     pub fn run_with(&mut self, interpreter: &mut Interpreter, tier: &mut impl Tier) -> Exit {
-        // Memory may have been written while the vCPU stood still.
-        self.forget_modified(interpreter);
         loop {
+            // Memory may have been written while the vCPU stood still, or by others.
+            self.forget_modified(interpreter);
             if self.debugger.stopped() {
                 return Exit::Stopped;
             }

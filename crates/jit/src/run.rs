@@ -319,7 +319,10 @@ impl Jit {
         patch: &mut Option<u32>,
     ) -> Option<crate::translate::Door> {
         let flushes = self.cache.stats.flushes;
-        let (region, door) = with_code(cpu, interpreter, mode, |code, known| self.cache.translate(code, known))?;
+        let translated = with_code(cpu, interpreter, mode, |code, known| {
+            self.cache.translate(code, known).map(|(region, door)| (region, door, code.bytes.to_vec()))
+        });
+        let (region, door, bytes) = translated?;
         if self.cache.stats.flushes != flushes {
             *patch = None;
         }
@@ -331,6 +334,18 @@ impl Jit {
             if let (Some(second), beyond @ 1..) = (door.second, u64::from(end) - inside) {
                 cpu.mmu.protect_code(second, beyond);
             }
+        }
+        // Another vCPU may have stored there before it could be noticed.
+        let same = with_code(cpu, interpreter, mode, |code, _| {
+            Some(region.blocks.iter().all(|block| {
+                let range = usize::from(block.offset)..region.last(block).map_or(0, crate::region::Insn::end) as usize;
+                code.bytes.get(range.clone()) == bytes.get(range)
+            }))
+        });
+        if same != Some(true) {
+            self.cache.drop_page(page);
+            *patch = None;
+            return None;
         }
         Some(door)
     }
@@ -475,7 +490,9 @@ impl Tier for Jit {
         let mut way = Way::Find;
         loop {
             // What is tried again is no place to stop at: the TLB has an entry for it, with the accessed bit set.
-            if !matches!(way, Way::Again(_)) && (self.cache.frame.calm() && cpu.must_poll() || cpu.left() == 0) {
+            if !matches!(way, Way::Again(_))
+                && (self.cache.frame.calm() && (cpu.must_poll() || cpu.mmu.code_modified()) || cpu.left() == 0)
+            {
                 return Ok(());
             }
             let (target, left) = match way {

@@ -43,6 +43,23 @@ pub enum Accel {
     Jit(jit::Config),
 }
 
+impl Accel {
+    /// The least bytes of translated code that a vCPU has room for.
+    const LEAST_CACHE: usize = 4 << 20;
+
+    /// What each of so many vCPUs has of it: they share the room for translated code.
+    #[must_use]
+    pub fn shared(self, vcpus: usize) -> Self {
+        match self {
+            Self::Interp => Self::Interp,
+            Self::Jit(config) => {
+                let cache = (config.cache / vcpus.max(1)).max(config.cache.min(Self::LEAST_CACHE));
+                Self::Jit(jit::Config { cache, ..config })
+            }
+        }
+    }
+}
+
 impl Default for Accel {
     fn default() -> Self {
         Self::Jit(jit::Config::default())

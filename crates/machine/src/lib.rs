@@ -155,10 +155,11 @@ impl Machine {
     }
 
     fn spawn(&self, cpus: Vec<Cpu>, threads: &mut Vec<JoinHandle<()>>) -> Result<(), MachineError> {
+        let accel = self.accel.shared(cpus.len());
         for mut cpu in cpus {
             cpu.engine.reserve()?;
             let (name, board, control) = (format!("vcpu{}", cpu.id), self.board.clone(), self.control.clone());
-            let vcpu = Vcpu::new(cpu, Engine::new(self.accel, self.perf.clone())?);
+            let vcpu = Vcpu::new(cpu, Engine::new(accel, self.perf.clone())?);
             let run = move || {
                 jail::enter(jail::Role::Vcpu);
                 vcpu::run(vcpu, &board, &control);

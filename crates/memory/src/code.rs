@@ -13,32 +13,45 @@
 //! When a marked chunk is overwritten, the page's word is cleared and every vCPU is told the page's host address.
 //! ROM needs none of this: the guest cannot write it.
 //!
-//! Seam for several vCPUs: marking a page changes the comparators of the vCPU that marks it. Another one may hold a
-//! plainly writable entry for the page and would not notice its own stores. When vCPUs run at the same time, a
-//! marking that finds the word zero must reach the others (a queue beside [`Notices`]) before the code runs. Marking
-//! before the bytes are read closes the other gap: a store in between is then noticed.
+//! Marking a page changes the comparators of the vCPU that marks it. Another one may hold a plainly writable entry for
+//! the page, through which it would store unnoticed. So a marking that finds the word zero is announced to the others.
+//! Nobody waits for them. The vCPU that marks compares the bytes that it has decoded with those that are there after the
+//! announcement, and so has what was stored before. Another vCPU that hears of the page protects it, and if it may have
+//! stored there until then, says that the page's code is suspect, as if it had been overwritten. What it may have
+//! stored through is known since the last time that it heard all announcements, also after entries were evicted.
 
 use crate::ram::RamRegion;
 use crate::{Gpa, Hva};
 use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 
 /// log2 of the bytes in a chunk.
 const CHUNK_SHIFT: u64 = 6;
 
 /// What one vCPU has not yet heard of.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Notices {
     pending: AtomicBool,
     news: Mutex<News>,
+    wake: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl fmt::Debug for Notices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Notices").field("pending", &self.pending).field("news", &self.news).finish_non_exhaustive()
+    }
 }
 
 /// What a vCPU is told.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct News {
-    /// Host addresses of pages whose decoded code was overwritten, each at least once.
-    pub pages: Vec<Hva>,
+    /// Host addresses of pages whose decoded code was overwritten, or may have been.
+    pub pages: BTreeSet<Hva>,
+    /// Host addresses of pages in which other vCPUs have found code, where there was none before.
+    pub marked: BTreeSet<Hva>,
     /// Observers want to see other accesses than before.
     pub interest: bool,
 }
@@ -65,6 +78,25 @@ impl Notices {
         std::mem::take(&mut news)
     }
 
+    /// Takes the announcements alone. None that was made before a store of this vCPU's that another has not seen is
+    /// missed.
+    pub(crate) fn take_marked(&self) -> BTreeSet<Hva> {
+        // Stores before this are seen by whoever announces something after the look at `pending`.
+        fence(Ordering::SeqCst);
+        if !self.pending() {
+            return BTreeSet::new();
+        }
+        let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
+        let marked = std::mem::take(&mut news.marked);
+        self.pending.store(*news != News::default(), Ordering::Relaxed);
+        marked
+    }
+
+    /// Has `wake` called whenever there is something new, on the thread that says it. Once.
+    pub(crate) fn set_wake(&self, wake: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.wake.set(wake);
+    }
+
     fn add(&self, add: impl FnOnce(&mut News)) {
         let mut news = self.news.lock().unwrap_or_else(PoisonError::into_inner);
         add(&mut news);
@@ -73,10 +105,7 @@ impl Notices {
 
     fn add_page(&self, page: Hva) {
         self.add(|news| {
-            // Stores in a row to one page are the common case; the list stays short between two polls.
-            if news.pages.last() != Some(&page) {
-                news.pages.push(page);
-            }
+            news.pages.insert(page);
         });
     }
 }
@@ -178,7 +207,37 @@ impl CodePages {
 
     fn tell(&self, tell: impl Fn(&Notices)) {
         let vcpus = self.vcpus.read().unwrap_or_else(PoisonError::into_inner);
-        vcpus.iter().filter_map(Weak::upgrade).for_each(|notices| tell(&notices));
+        for notices in vcpus.iter().filter_map(Weak::upgrade) {
+            tell(&notices);
+            // One that is alone is the one that says it.
+            if let Some(wake) = notices.wake.get().filter(|_| vcpus.len() > 1) {
+                wake();
+            }
+        }
+    }
+
+    fn tell_others(&self, but: &Notices, tell: impl Fn(&Notices)) {
+        self.tell(|notices| {
+            if !std::ptr::eq(notices, but) {
+                tell(notices);
+            }
+        });
+    }
+
+    /// To be called by the vCPU that `by` belongs to after [`CodePages::mark`] has said true: from the return on, no store
+    /// to the page of `hva` by another vCPU stays unnoticed, but for those that can be read by then.
+    pub(crate) fn announce(&self, hva: Hva, by: &Notices) {
+        self.tell_others(by, |notices| {
+            notices.add(|news| {
+                news.marked.insert(hva.page());
+            });
+        });
+        fence(Ordering::SeqCst);
+    }
+
+    /// Tells all vCPUs but the one that `by` belongs to that this may have overwritten code in the page of `hva`.
+    pub(crate) fn suspect(&self, hva: Hva, by: &Notices) {
+        self.tell_others(by, |notices| notices.add_page(hva.page()));
     }
 
     /// Has every vCPU ask its observer anew what it wants to see, before its next instruction.
@@ -248,7 +307,7 @@ mod tests {
         assert!(!notices.pending());
         assert!(code.written(hva.wrapping_add(0x507f), 1));
         assert!(notices.pending() && !code.marked(hva.wrapping_add(0x5000)));
-        assert_eq!(notices.take().pages, [hva.wrapping_add(0x5000)]);
+        assert_eq!(notices.take().pages, BTreeSet::from([hva.wrapping_add(0x5000)]));
         assert!(!notices.pending() && notices.take() == News::default());
     }
 
@@ -268,11 +327,11 @@ mod tests {
         code.written_range(hva.wrapping_add((64 << 30) - 8192), 8192);
         assert_eq!(a.take(), b.take());
         code.interest_changed();
-        let news = News { pages: Vec::new(), interest: true };
+        let news = News { interest: true, ..News::default() };
         assert!(a.pending() && a.take() == news && b.take() == news);
         drop(a);
         code.mark(hva, 1);
         code.written_range(hva, 8);
-        assert_eq!(b.take().pages, [hva]);
+        assert_eq!(b.take().pages, BTreeSet::from([hva]));
     }
 }

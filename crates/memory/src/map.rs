@@ -12,8 +12,8 @@ use crate::witness::{DeviceAccess, Place, Seat};
 use crate::{Gpa, Hva, Observer};
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vm_memory::GuestMemoryMmap;
 
 /// A device's memory-mapped registers.
@@ -161,6 +161,7 @@ pub struct PhysicalMap {
     a20_mask: AtomicU64,
     witness: Seat,
     dma: Audience,
+    bus: Mutex<()>,
 }
 
 impl PhysicalMap {
@@ -178,7 +179,12 @@ impl PhysicalMap {
         };
         let sections = ram.regions().iter().map(section).collect();
         let (a20_mask, witness, dma) = (AtomicU64::new(u64::MAX), Seat::default(), Audience::default());
-        Ok(Self { sections, ram, code, a20_mask, witness, dma })
+        Ok(Self { sections, ram, code, a20_mask, witness, dma, bus: Mutex::default() })
+    }
+
+    /// The bus lock, for locked updates that no instruction of the host can do: across two pages, or of a device.
+    pub(crate) fn lock_bus(&self) -> MutexGuard<'_, ()> {
+        self.bus.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts `bytes` at `gpa` as memory that the guest can read and execute but not write, over whatever is there.

@@ -490,16 +490,44 @@ impl Mmu {
 
     /// Marks the chunks of `len` bytes at host address `hva` as holding decoded code: later writes there go the slow
     /// path and are noted. Host addresses that are not guest RAM are ignored (ROM is never written).
+    ///
+    /// What other vCPUs store is noticed from then on, but what they have stored meanwhile is not: the bytes are to be
+    /// read again afterwards ([`crate::code`]).
     pub fn protect_code(&mut self, hva: Hva, len: u64) {
         let mut done = 0;
         while done < len {
             let at = hva.wrapping_add(done);
             let piece = (x86::PAGE_SIZE - at.offset()).min(len - done);
             if self.map.code().mark(at, piece) {
+                self.heed_marks();
                 self.tlb.protect(at);
+                self.map.code().announce(at, &self.notices);
             }
             done += piece;
         }
+    }
+
+    /// Protects the pages in which other vCPUs have found code. To be called before the TLB forgets what it was written
+    /// through.
+    fn heed_marks(&mut self) {
+        let marked = self.notices.take_marked();
+        self.protect_marked(marked);
+    }
+
+    fn protect_marked(&mut self, pages: BTreeSet<Hva>) {
+        // Protecting one may forget what the others were written through, so that the first answer holds for the rest.
+        let mut written = false;
+        for page in pages {
+            written |= self.tlb.protect(page);
+            if written {
+                self.map.code().suspect(page, &self.notices);
+            }
+        }
+    }
+
+    /// Has `wake` called, on other threads, when there is something new for [`Mmu::take_modified_code`].
+    pub fn wake_by(&self, wake: impl Fn() + Send + Sync + 'static) {
+        self.notices.set_wake(Box::new(wake));
     }
 
     /// Whether a write, by whomever, has touched decoded code since the last [`Mmu::take_modified_code`].
@@ -518,11 +546,12 @@ impl Mmu {
     /// The host pages in which decoded code was overwritten, each at least once. Their marks are gone: code that
     /// stays decoded must be marked again. What an observer wants to see is asked anew, if that has changed.
     pub fn take_modified_code(&mut self) -> Vec<Hva> {
-        let News { pages, interest } = self.notices.take();
+        let News { pages, marked, interest } = self.notices.take();
+        self.protect_marked(marked);
         if interest {
             self.ask_anew();
         }
-        pages
+        pages.into_iter().collect()
     }
 
     // --- inspection

@@ -454,8 +454,8 @@ impl Tlb {
 
     /// Puts the [`CODE`] flag into all write comparators for the page at `hva`. Most pages that get decoded code
     /// have no write comparator anywhere, and pages that a guest generates code in have one: `writers` spares both the
-    /// search.
-    pub fn protect(&mut self, hva: Hva) {
+    /// search. Whether the page may have been written without the flag since it was last protected, or all was flushed.
+    pub fn protect(&mut self, hva: Hva) -> bool {
         let protect = |entry: &mut Entry, full: &Full| {
             if full.memory == Page::Ram(hva.page()) {
                 entry.write = entry.write.with(CODE);
@@ -467,6 +467,7 @@ impl Tlb {
                 for table in tables {
                     pages.iter().flatten().for_each(|gva| table.for_page(*gva, protect));
                 }
+                pages.iter().any(Option::is_some)
             }
             Writer::Unknown => {
                 // Everything is looked at, so that it can be noted anew what there is.
@@ -477,6 +478,7 @@ impl Tlb {
                         note_writable(&mut self.writers, entry, full);
                     });
                 }
+                true
             }
         }
     }

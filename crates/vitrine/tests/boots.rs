@@ -74,6 +74,24 @@ fn debians_kernels_boot_without_complaint() {
 }
 
 #[test]
+fn debians_kernels_start_all_processors() {
+    let kernels = find::debian_kernels();
+    if kernels.is_empty() {
+        return skipped("several processors", "none in .cache (cargo run fetches one)");
+    }
+    for (kernel, cpus) in kernels.iter().flat_map(|kernel| ["2", "5"].map(|cpus| (kernel, cpus))) {
+        let append = "console=ttyS0 dmesg";
+        let Some(ended) = boot("several processors", kernel, append, &["-m", "512M", "-smp", cpus]) else { return };
+        assert_booted(&ended, append);
+        assert!(ended.stdout.contains(&format!("Brought up 1 node, {cpus} CPUs")), "{ended:?}");
+        for complaint in ["Oops", "BUG:", "WARNING: CPU", "unexpected trap", "Marking clocksource", "Call Trace"] {
+            let line = ended.stdout.lines().find(|line| line.contains(complaint));
+            assert_eq!(line, None, "{} has no complaint (-smp {cpus})", kernel.display());
+        }
+    }
+}
+
+#[test]
 fn isa_debug_exit_gives_its_status() {
     for (code, status) in [(0, 1), (1, 3), (0x10, 0x21), (0x7f, 0xff)] {
         let kernel = initramfs::file_of(&image::exits(code));

@@ -43,6 +43,9 @@ impl Mmu {
             || was.smap() != cr4.smap()
             || was.protection_keys() != cr4.protection_keys()
             || was.supervisor_keys() != cr4.supervisor_keys();
+        if everything || derived {
+            self.heed_marks();
+        }
         if everything {
             self.tlb.flush_all();
             self.tlb.select(context(&registers) as u16);
@@ -93,6 +96,7 @@ impl Mmu {
         let registers = PagingRegisters { cr3: cr3 & !(1 << 63), ..*self.paging.registers() };
         self.paging.set(registers);
         self.tally.load(registers.cr3, self.tlb.stats);
+        self.heed_marks();
         if registers.cr4.pcid() {
             let known = self.tlb.select((cr3 & 0xfff) as u16);
             if known && !keep {
@@ -130,6 +134,7 @@ impl Mmu {
 
     /// INVPCID. The caller has checked the descriptor.
     pub fn invpcid(&mut self, what: Invpcid) {
+        self.heed_marks();
         match what {
             Invpcid::Address { pcid, gva } => self.tlb.invalidate_in(pcid, gva),
             Invpcid::SingleContext { pcid } => self.tlb.flush_pcid(pcid),
@@ -141,6 +146,7 @@ impl Mmu {
 
     /// Drops everything that is cached.
     pub fn flush_all(&mut self) {
+        self.heed_marks();
         self.tlb.flush_all();
         self.renew();
     }

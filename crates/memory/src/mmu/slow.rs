@@ -8,6 +8,7 @@ use crate::tlb::{CODE, Comparator, Entry, Full, INVALID, IO, RECORD, ROM, WATCH}
 use crate::touched::{PAGES_MAX, Seen};
 use crate::walk::{Tables, Want};
 use crate::{Gpa, Gva, Hva, PhysicalMap, Scalar};
+use std::sync::Arc;
 use x86::PAGE_SIZE;
 use x86::paging::TABLE_ADDRESS;
 
@@ -441,7 +442,8 @@ impl Mmu {
     /// Read-modify-write, current space: gives the value that was replaced. Write permission is checked first. `f` as
     /// for [`Mmu::update_fast`], without a result: that can be had again from the value that was replaced.
     ///
-    /// A locked update that crosses a page is checked on both and then done piecewise, not atomically.
+    /// One that crosses a page is checked on both and then done piecewise, and one of a device is a read and a write;
+    /// when locked, no other vCPU does any such meanwhile.
     ///
     /// # Errors
     /// The fault that the access raises; nothing is written then.
@@ -478,6 +480,8 @@ impl Mmu {
             self.report_write(origin, &first, new.to_wide(), T::SIZE, Some(old.to_wide()));
             return Ok(old);
         }
+        let map = Arc::clone(&self.map);
+        let _bus = locked.then(|| map.lock_bus());
         let mut bytes = [0; 16];
         let size = size_of::<T>();
         let (low, high) = bytes[..size].split_at_mut(left);

@@ -290,7 +290,9 @@ fn without_smap_alignment_check_shares_the_kernels_entries() {
 
 #[test]
 fn locked_updates_from_several_threads_lose_nothing() {
-    let (tables, _, _) = machine();
+    let (mut tables, _, _) = machine();
+    tables.page(HERE + 0x1000, 0x20_1000, W | U);
+    let tables = tables;
     let bump = |(gva, times): (u64, u64)| {
         let mut mmu = tables.mmu();
         move || {
@@ -299,12 +301,15 @@ fn locked_updates_from_several_threads_lose_nothing() {
             }
         }
     };
-    // One that is aligned, and one across two cache lines: few of those, since some hosts slow split locks down.
+    // One that is aligned, one across two pages, and one across two cache lines: few of those, since some hosts slow split
+    // locks down.
     std::thread::scope(|scope| {
-        for what in [(HERE, 20_000), (HERE, 20_000), (HERE + 0x7d, 20), (HERE + 0x7d, 20)] {
+        let split = (HERE + 0xffd, 20_000);
+        for what in [(HERE, 20_000), (HERE, 20_000), split, split, (HERE + 0x7d, 20), (HERE + 0x7d, 20)] {
             scope.spawn(bump(what));
         }
     });
     assert_eq!(peek(&tables.map, 0x20_0000), 40_000);
     assert_eq!(peek(&tables.map, 0x20_007d), 40);
+    assert_eq!(peek(&tables.map, 0x20_0ffd), 40_000);
 }

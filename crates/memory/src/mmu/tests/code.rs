@@ -98,3 +98,31 @@ fn one_vcpus_store_is_another_vcpus_notice() {
     assert_eq!(one.take_modified_code(), two.take_modified_code());
     two.protect_code(Hva(0x1000), 64);
 }
+
+#[test]
+fn a_store_before_another_vcpus_code_is_known_makes_the_code_suspect() {
+    let (tables, mut one, _) = machine();
+    let mut two = tables.mmu();
+    let page = hva(&one, 0x20_0000);
+    // Nothing is suspect where nobody else has written.
+    one.protect_code(page, 64);
+    assert!(two.take_modified_code().is_empty() && !one.code_modified());
+    one.write(BY, K, Gva(HERE), 1u8).expect("writable");
+    two.write(BY, K, Gva(HERE), 1u8).expect("writable");
+    assert_eq!((one.take_modified_code(), two.take_modified_code()), (vec![page], vec![page]));
+    // The other vCPU has not heard yet, and stores by the entry that it has.
+    for flush in [false, true] {
+        assert!(two.write_fast(Gva(HERE), 2u8));
+        one.protect_code(page, 64);
+        assert!(two.write_fast(Gva(HERE), 3u8), "an entry of before");
+        if flush {
+            two.flush_all();
+        }
+        assert!(two.take_modified_code().is_empty() && !two.write_fast(Gva(HERE), 4u8));
+        assert_eq!(one.take_modified_code(), [page], "flush: {flush}");
+        one.protect_code(page, 64);
+        assert!(!two.code_modified() && !one.code_modified(), "nobody is told twice");
+        two.write(BY, K, Gva(HERE), 5u8).expect("writable");
+        assert_eq!((one.take_modified_code(), two.take_modified_code()), (vec![page], vec![page]));
+    }
+}
