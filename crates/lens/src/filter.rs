@@ -5,7 +5,7 @@
 //! What a pointer points to is looked up again whenever the pointer is written, so that page is watched, too.
 
 use crate::ranges::{Range, Ranges};
-use crate::symbols::{Kernel, Process, Processes, Table, Unlisted, by_cr3};
+use crate::symbols::{Kernel, Process, Processes, Table, Unlisted, by_cr3, in_modules};
 use crate::watch::{Code, CodeStart, Condition, Kinds, Start, Watch};
 use memory::observe::Interest;
 use memory::{Access, AccessKind, Gpa, Gva, PhysicalMap};
@@ -441,6 +441,18 @@ impl Filter {
             }
         });
         looked
+    }
+
+    /// The symbols for an access: those of modules are asked for anew, since they come and go.
+    pub fn symbols_for(&self, access: &Access) -> Arc<Table> {
+        let state = self.state();
+        let rip = access.origin().map(|origin| Gva(origin.rip));
+        let in_module = rip.into_iter().chain(access.gva).any(in_modules);
+        let image = state.image.as_ref().filter(|_| in_module && !state.symbols.is_empty());
+        match image {
+            Some(Image { entry, gpa, map }) => self.kernel.symbols(map, *entry, *gpa),
+            None => state.symbols.clone(),
+        }
     }
 
     /// What there is to say of watches when symbols have been looked for.

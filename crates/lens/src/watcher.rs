@@ -194,7 +194,7 @@ impl Watcher {
     /// See [`crate::Lens::last_hit`].
     pub(crate) fn last_hit(&self) -> Option<Hit> {
         let hit = lock(&self.last).clone()?;
-        let symbols = &self.filter.state().symbols;
+        let symbols = self.filter.symbols_for(&hit.access);
         let named = |gva: Gva| symbols.at(gva).map(|named| named.to_string());
         let by = hit.access.origin().and_then(|origin| named(Gva(origin.rip)));
         Some(Hit { by, at: hit.access.gva.and_then(named), ..hit })
@@ -246,7 +246,7 @@ impl Watcher {
         }
         let start = line.len();
         // Writing to a string does not fail.
-        let _ = self.format.line(line, access, host, &self.filter.state().symbols);
+        let _ = self.format.line(line, access, host, &self.filter.symbols_for(access));
         if verdict.log {
             tracing::trace!(target: "watch", "{}", line.get(start..).unwrap_or_default().trim_end());
         }

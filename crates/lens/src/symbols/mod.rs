@@ -5,6 +5,7 @@ pub mod btf;
 pub mod file;
 pub mod kallsyms;
 mod memory;
+mod modules;
 pub mod processes;
 mod table;
 
@@ -12,13 +13,22 @@ pub use file::{File, FileError, Source};
 pub use processes::{Process, Processes, Unlisted, by_cr3};
 pub use table::{Named, Table};
 
+use self::memory::Places;
 use ::memory::{Gpa, Gva, PhysicalMap};
+use btf::Btf;
 use file::Image;
+use modules::{Module, Modules};
+use processes::types;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The most that a kernel tells of itself (`VMCOREINFO_BYTES` is a page).
 const CORE_INFO_MAX: usize = 1 << 16;
+
+/// Whether a kernel may have a module there.
+pub(crate) fn in_modules(gva: Gva) -> bool {
+    gva.0 >= memory::MODULES
+}
 
 /// What is known of a kernel.
 #[derive(Debug)]
@@ -30,6 +40,31 @@ struct Known {
     file: Option<(usize, u64)>,
     /// `None`: not asked for yet.
     processes: Option<Result<Arc<Processes>, Unlisted>>,
+    /// How modules are listed, if they can be; the outer `None`: not asked for yet.
+    modules: Option<Option<Modules>>,
+    /// The modules that there were when somebody asked last, and all symbols with theirs.
+    with_modules: (Vec<Module>, Arc<Table>),
+}
+
+impl Known {
+    /// All symbols as they are now.
+    fn all(&mut self, map: &PhysicalMap) -> Arc<Table> {
+        let Self { entry: (entry, gpa), symbols, modules, .. } = self;
+        let find = || {
+            let places = Places::of(symbols, *entry, *gpa);
+            Modules::of(symbols, places, &Btf::parse(&types(map, symbols, places)?)?)
+        };
+        let Some(modules) = modules.get_or_insert_with(find) else { return self.symbols.clone() };
+        let now = modules.list(map);
+        if self.with_modules.0 != now {
+            let theirs = modules.symbols(map, &now);
+            let theirs = theirs.iter().map(|(gva, name)| (*gva, name.as_str()));
+            // The kernel's last symbol is not as long as modules are far.
+            let end = symbols.iter().last().map(|(last, _)| (last.wrapping_add(1), ""));
+            self.with_modules = (now, Arc::new(Table::new(symbols.iter().chain(end).chain(theirs))));
+        }
+        self.with_modules.1.clone()
+    }
 }
 
 /// What is told of files that are not taken.
@@ -82,10 +117,10 @@ impl Kernel {
         &self.programs
     }
 
-    /// The symbols of the kernel whose system calls enter at `entry`, which is at `gpa`, and those of programs. The
-    /// kernel is asked for them once.
+    /// The symbols of the kernel whose system calls enter at `entry`, which is at `gpa`, those of the modules that it has
+    /// now, and those of programs. The kernel is asked for its own once.
     pub fn symbols(&self, map: &PhysicalMap, entry: Gva, gpa: Gpa) -> Arc<Table> {
-        self.with(map, entry, gpa, |known| known.symbols.clone()).unwrap_or_else(|| self.programs.clone())
+        self.with(map, entry, gpa, |known| known.all(map)).unwrap_or_else(|| self.programs.clone())
     }
 
     /// How the processes of that kernel are listed.
@@ -103,7 +138,7 @@ impl Kernel {
     /// What that kernel tells those who read a dump of its memory (`VMCOREINFO`): its release, offsets, symbols.
     pub fn core_info(&self, map: &PhysicalMap, entry: Gva, gpa: Gpa) -> Option<Vec<u8>> {
         let symbols = self.symbols(map, entry, gpa);
-        let memory = memory::Places::of(&symbols, entry, gpa).look(map);
+        let memory = Places::of(&symbols, entry, gpa).look(map);
         let len = memory.word(symbols.find("vmcoreinfo_size")?)?;
         let mut bytes = vec![0; usize::try_from(len).ok().filter(|len| (1..=CORE_INFO_MAX).contains(len))?];
         memory.read(Gva(memory.word(symbols.find("vmcoreinfo_data")?)?), &mut bytes)?;
@@ -152,6 +187,8 @@ impl Kernel {
         let kernel = from_file.or(own)?;
         let symbols =
             if self.programs.is_empty() { kernel } else { Table::new(self.programs.iter().chain(kernel.iter())) };
-        Some(Known { entry: (entry, gpa), symbols: Arc::new(symbols), file: chosen, processes: None })
+        let symbols = Arc::new(symbols);
+        let with_modules = (Vec::new(), symbols.clone());
+        Some(Known { entry: (entry, gpa), symbols, file: chosen, processes: None, modules: None, with_modules })
     }
 }

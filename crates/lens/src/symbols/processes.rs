@@ -90,6 +90,15 @@ impl Layout {
     }
 }
 
+/// The kernel's description of its types.
+pub(super) fn types(map: &PhysicalMap, symbols: &Table, places: Places) -> Option<Vec<u8>> {
+    let (start, end) = (symbols.find("__start_BTF")?, symbols.find("__stop_BTF")?);
+    let len = end.0.checked_sub(start.0).filter(|len| *len <= TYPES)?;
+    let mut bytes = vec![0; usize::try_from(len).ok()?];
+    places.look(map).read(start, &mut bytes)?;
+    Some(bytes)
+}
+
 /// A kernel whose processes can be listed.
 #[derive(Clone, Debug)]
 pub struct Processes {
@@ -108,13 +117,8 @@ impl Processes {
             return Err(Unlisted::NoSymbols);
         }
         let init = symbols.find("init_task").ok_or(Unlisted::NoSymbol("init_task"))?;
-        let (Some(start), Some(end)) = (symbols.find("__start_BTF"), symbols.find("__stop_BTF")) else {
-            return Err(Unlisted::NoTypes);
-        };
         let places = Places::of(symbols, entry, gpa);
-        let len = end.0.checked_sub(start.0).filter(|len| *len <= TYPES).ok_or(Unlisted::NoTypes)?;
-        let mut bytes = vec![0; usize::try_from(len).unwrap_or(0)];
-        places.look(map).read(start, &mut bytes).ok_or(Unlisted::NoTypes)?;
+        let bytes = types(map, symbols, places).ok_or(Unlisted::NoTypes)?;
         let layout = Layout::of(&Btf::parse(&bytes).ok_or(Unlisted::NoTypes)?)?;
         Ok(Self { places, init, layout })
     }

@@ -19,6 +19,16 @@ struct Symbol {
     len: u32,
 }
 
+/// The name of a symbol, and ` [module]` behind it if it is a module's.
+fn split(name: &str) -> (&str, &str) {
+    name.find(" [").map_or((name, ""), |at| name.split_at(at))
+}
+
+/// Whether a symbol's name is `name`, whatever module it is in.
+fn is(symbol: &str, name: &str) -> bool {
+    symbol.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with(" ["))
+}
+
 /// An address as a symbol and a distance from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Named<'a> {
@@ -26,14 +36,17 @@ pub struct Named<'a> {
     pub name: &'a str,
     /// Bytes from there.
     pub offset: u64,
+    /// The module whose it is, in brackets and with a space before them; else nothing.
+    pub module: &'a str,
 }
 
 impl fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.offset {
-            0 => f.write_str(self.name),
-            offset => write!(f, "{}+{offset:#x}", self.name),
+        f.write_str(self.name)?;
+        if self.offset != 0 {
+            write!(f, "+{:#x}", self.offset)?;
         }
+        f.write_str(self.module)
     }
 }
 
@@ -76,7 +89,7 @@ impl Table {
     pub fn has(&self, address: Gva, name: &str) -> bool {
         let first = self.symbols.partition_point(|symbol| symbol.address < address.0);
         let here = self.symbols.get(first..).unwrap_or_default().iter();
-        here.take_while(|symbol| symbol.address == address.0).any(|symbol| self.name_of(symbol) == name)
+        here.take_while(|symbol| symbol.address == address.0).any(|symbol| is(self.name_of(symbol), name))
     }
 
     /// The last symbol at or before `address`, by its first name; none before the first symbol, nor behind the last one's
@@ -88,7 +101,8 @@ impl Table {
         let first = self.symbols.get(self.symbols.partition_point(|symbol| symbol.address < found))?;
         let within = behind < self.symbols.len() || found == address.0;
         let name = Some(self.name_of(first)).filter(|name| within && !name.is_empty())?;
-        Some(Named { name, offset: address.0 - found })
+        let (name, module) = split(name);
+        Some(Named { name, offset: address.0 - found, module })
     }
 
     /// The first and the last address of what a symbol names: up to the next symbol.
@@ -99,10 +113,10 @@ impl Table {
         Some((first, Gva(self.symbols.get(behind).map_or(first.0, |next| next.address - 1))))
     }
 
-    /// The lowest address of a symbol. It looks through all of them.
+    /// The lowest address of a symbol, which the kernel's own precede those of modules in. It looks through all of them.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<Gva> {
-        self.symbols.iter().find(|symbol| self.name_of(symbol) == name).map(|symbol| Gva(symbol.address))
+        self.symbols.iter().find(|symbol| is(self.name_of(symbol), name)).map(|symbol| Gva(symbol.address))
     }
 }
 
