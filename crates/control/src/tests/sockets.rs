@@ -125,6 +125,17 @@ fn who_does_not_read_holds_up_nobody_else() {
     assert!(Client::new(&path).answer().starts_with("Vitrine "));
 }
 
+/// A client of the machine's protocol that may give commands, and what has to stay for it.
+fn negotiated(guest: &Guest) -> (Client, (TempDir, crate::Server)) {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("qmp");
+    let server = serve_qmp(&path, guest.handle.clone()).unwrap();
+    let mut client = Client::new(&path);
+    client.json();
+    client.ask(&execute("qmp_capabilities"));
+    (client, (folder, server))
+}
+
 #[test]
 fn the_machine_protocol_is_spoken() {
     let guest = Guest::running();
@@ -156,12 +167,7 @@ fn the_machine_protocol_is_spoken() {
 #[test]
 fn a_watch_set_by_the_machine_protocol_stops_the_machine() {
     let guest = Guest::running();
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("qmp");
-    let _server = serve_qmp(&path, guest.handle.clone()).unwrap();
-    let mut client = Client::new(&path);
-    client.json();
-    client.ask(&execute("qmp_capabilities"));
+    let (mut client, _place) = negotiated(&guest);
     let say = |line: &str| json!({ "execute": "human-monitor-command", "arguments": { "command-line": line } });
     assert_eq!(client.ask(&say("watch w:110000+8 then stop"))["return"], "1: w:110000+8 then stop, 0 hits\n");
     let wrong = client.ask(&say("watch w:110000+8 then sleep"));
@@ -176,12 +182,7 @@ fn a_watch_set_by_the_machine_protocol_stops_the_machine() {
 #[test]
 fn what_is_not_the_protocol_is_refused_and_the_conversation_goes_on() {
     let guest = Guest::running();
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("qmp");
-    let _server = serve_qmp(&path, guest.handle.clone()).unwrap();
-    let mut client = Client::new(&path);
-    client.json();
-    client.ask(&execute("qmp_capabilities"));
+    let (mut client, _place) = negotiated(&guest);
     let long = format!("{{\"execute\": \"{}\"}}\n", "x".repeat(1 << 20));
     let deep = format!("{}\n", "[".repeat(10_000));
     for (text, class, part) in [
@@ -219,12 +220,7 @@ fn what_is_not_the_protocol_is_refused_and_the_conversation_goes_on() {
 #[test]
 fn programs_ask_what_people_ask_the_monitor() {
     let guest = Guest::running();
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("qmp");
-    let _server = serve_qmp(&path, guest.handle.clone()).unwrap();
-    let mut client = Client::new(&path);
-    client.json();
-    client.ask(&execute("qmp_capabilities"));
+    let (mut client, _place) = negotiated(&guest);
     let mut own = |name: &str, arguments: Value| {
         client.ask(&json!({ "execute": format!("x-vitrine-{name}"), "arguments": arguments }))
     };
@@ -263,12 +259,7 @@ fn programs_ask_what_people_ask_the_monitor() {
 #[test]
 fn the_schema_has_every_command_and_type() {
     let guest = Guest::running();
-    let folder = TempDir::new().unwrap();
-    let path = folder.path().join("qmp");
-    let _server = serve_qmp(&path, guest.handle.clone()).unwrap();
-    let mut client = Client::new(&path);
-    client.json();
-    client.ask(&execute("qmp_capabilities"));
+    let (mut client, _place) = negotiated(&guest);
     let schema = client.ask(&execute("query-qmp-schema"))["return"].take();
     let schema = schema.as_array().unwrap();
     let find = |name: &Value| schema.iter().find(|it| it["name"] == *name).unwrap_or_else(|| panic!("no {name}"));

@@ -21,6 +21,7 @@ use modules::{Module, Modules};
 use processes::types;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// The most that a kernel tells of itself (`VMCOREINFO_BYTES` is a page).
 const CORE_INFO_MAX: usize = 1 << 16;
@@ -29,6 +30,9 @@ const CORE_INFO_MAX: usize = 1 << 16;
 pub(crate) fn in_modules(gva: Gva) -> bool {
     gva.0 >= memory::MODULES
 }
+
+/// How long a list of modules is taken for that of now: a guest may change it with every access that is told.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What is known of a kernel.
 #[derive(Debug)]
@@ -42,8 +46,10 @@ struct Known {
     processes: Option<Result<Arc<Processes>, Unlisted>>,
     /// How modules are listed, if they can be; the outer `None`: not asked for yet.
     modules: Option<Option<Modules>>,
-    /// The modules that there were when somebody asked last, and all symbols with theirs.
+    /// The modules that there were when they were looked for last, and all symbols with theirs.
     with_modules: (Vec<Module>, Arc<Table>),
+    /// When that was.
+    looked: Option<Instant>,
 }
 
 impl Known {
@@ -55,6 +61,10 @@ impl Known {
             Modules::of(symbols, places, &Btf::parse(&types(map, symbols, places)?)?)
         };
         let Some(modules) = modules.get_or_insert_with(find) else { return self.symbols.clone() };
+        if self.looked.is_some_and(|looked| looked.elapsed() < PATIENCE) {
+            return self.with_modules.1.clone();
+        }
+        self.looked = Some(Instant::now());
         let now = modules.list(map);
         if self.with_modules.0 != now {
             let theirs = modules.symbols(map, &now);
@@ -189,6 +199,14 @@ impl Kernel {
             if self.programs.is_empty() { kernel } else { Table::new(self.programs.iter().chain(kernel.iter())) };
         let symbols = Arc::new(symbols);
         let with_modules = (Vec::new(), symbols.clone());
-        Some(Known { entry: (entry, gpa), symbols, file: chosen, processes: None, modules: None, with_modules })
+        Some(Known {
+            entry: (entry, gpa),
+            symbols,
+            file: chosen,
+            processes: None,
+            modules: None,
+            with_modules,
+            looked: None,
+        })
     }
 }

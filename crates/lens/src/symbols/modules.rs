@@ -77,7 +77,9 @@ impl Modules {
         let memory = self.places.look(map);
         let mut all = Vec::new();
         let mut next = memory.word(self.head).map(Gva);
-        while let Some(link) = next.filter(|link| *link != self.head && all.len() < MOST) {
+        // Links are counted, not modules: a ring of links whose modules cannot be read must end, too.
+        for _ in 0..MOST {
+            let Some(link) = next.filter(|link| *link != self.head) else { break };
             all.extend(self.module(&memory, Gva(link.0.wrapping_sub(self.layout.list))));
             next = memory.word(link).map(Gva);
         }
@@ -265,6 +267,10 @@ mod tests {
         put_there(&map, FIRST + 0x108, &(FIRST + 0x108).to_le_bytes());
         assert_eq!(modules.list(&map).len(), MOST);
         put_there(&map, FIRST + 0x108, &0x1234u64.to_le_bytes());
+        assert_eq!(modules.list(&map).len(), 1);
+        // A module that cannot be read is its own successor.
+        put_there(&map, FIRST + 0x108, &(FIRST + 0xfc8).to_le_bytes());
+        put_there(&map, FIRST + 0xfc8, &(FIRST + 0xfc8).to_le_bytes());
         assert_eq!(modules.list(&map).len(), 1);
         // A table that is longer than memory, or nowhere.
         put_there(&map, FIRST + 0x208, &u64::MAX.to_le_bytes());
