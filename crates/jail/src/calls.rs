@@ -29,7 +29,7 @@ const ALL: &[c_long] = &[
 const IO: &[c_long] = &[
     SYS_access, SYS_clone, SYS_clone3, SYS_dup, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_epoll_pwait2,
     SYS_epoll_wait, SYS_eventfd2, SYS_faccessat2, SYS_fcntl, SYS_getdents64, SYS_landlock_restrict_self, SYS_memfd_create, SYS_newfstatat,
-    SYS_openat, SYS_pipe2, SYS_recvfrom, SYS_recvmsg, SYS_seccomp, SYS_sendmsg, SYS_sendto, SYS_shutdown, SYS_statx,
+    SYS_openat, SYS_pipe2, SYS_recvfrom, SYS_recvmsg, SYS_seccomp, SYS_sendmsg, SYS_shutdown, SYS_statx,
 ];
 
 #[rustfmt::skip]
@@ -65,6 +65,9 @@ pub(crate) fn filter(role: Role) -> Result<BpfProgram, BackendError> {
         .map(|option| when(0, SeccompCmpOp::Eq, option as u64));
     rules.insert(SYS_prctl, own_options.into_iter().collect::<Result<_, _>>()?);
     rules.insert(SYS_tgkill, vec![when(0, SeccompCmpOp::Eq, own)?]);
+    // To who is connected already: a signal's handler, which runs on any thread, tells the one that waits for it so.
+    let nobody = SeccompCondition::new(4, Qword, SeccompCmpOp::Eq, 0)?;
+    rules.insert(SYS_sendto, vec![SeccompRule::new(vec![nobody])?]);
     if role != Role::Vcpu {
         let terminal = TERMINAL.iter().map(|request| when(1, SeccompCmpOp::Eq, *request));
         rules.insert(SYS_ioctl, terminal.collect::<Result<_, _>>()?);

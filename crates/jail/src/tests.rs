@@ -4,7 +4,7 @@ use super::*;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::thread;
@@ -76,6 +76,17 @@ fn each_role_can_do_what_it_needs_and_no_more() {
             assert!(refused(TcpListener::bind("127.0.0.1:0")), "{role:?}");
             assert!(refused(UnixStream::pair().map(drop)) == (role != Role::Control), "{role:?}");
         });
+    }
+
+    // Whatever thread a signal's handler runs on, it can wake the one that waits.
+    let (awaits, wakes) = UnixDatagram::pair().unwrap();
+    for role in [Role::Vcpu, Role::Io, Role::Control] {
+        let (wakes, elsewhere) = (wakes.try_clone().unwrap(), path("socket"));
+        jailed(role, move || {
+            assert_eq!(wakes.send(&[1]).unwrap(), 1, "{role:?}");
+            assert!(refused(wakes.send_to(&[1], elsewhere)), "{role:?}");
+        });
+        assert_eq!(awaits.recv(&mut [0; 1]).unwrap(), 1);
     }
 
     // Clients are still served.

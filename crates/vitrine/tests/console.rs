@@ -104,6 +104,17 @@ fn becomes(terminal: &Terminal, changed: bool) {
     }
 }
 
+/// Waits until the process `id` is stopped, as a shell does by waiting for it.
+fn stops(id: &str) {
+    let end = Instant::now() + SOON;
+    // The state follows the name, which is in parentheses (proc_pid_stat(5)).
+    let stopped = || std::fs::read_to_string(format!("/proc/{id}/stat")).is_ok_and(|stat| stat.contains(") T "));
+    while !stopped() {
+        assert!(Instant::now() < end, "it does not stop");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn without_the_multiplexer_ctrl_c_ends_vitrine_and_ctrl_a_is_the_guests() {
     let kernel = echo();
@@ -122,13 +133,15 @@ fn without_the_multiplexer_ctrl_c_ends_vitrine_and_ctrl_a_is_the_guests() {
 fn a_stopped_vitrine_gives_the_terminal_back_and_takes_it_again() {
     let kernel = echo();
     let mut terminal = Terminal::start(VITRINE, &["-kernel", argument(kernel.path()), "-nographic"]);
+    let id = terminal.id().map(|id| id.to_string()).expect("it runs");
     let signal = |name: &str| {
-        let id = terminal.id().map(|id| id.to_string()).unwrap_or_default();
         assert!(Command::new("kill").args(["-s", name, &id]).status().is_ok_and(|status| status.success()));
     };
     becomes(&terminal, true);
     signal("TSTP");
     becomes(&terminal, false);
+    // The terminal is given back just before the process stops, and a CONT in between would be lost.
+    stops(&id);
     signal("CONT");
     becomes(&terminal, true);
     terminal.type_keys("again");
