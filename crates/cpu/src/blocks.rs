@@ -207,11 +207,13 @@ impl BlockCache {
             return self.decode_crossing(cpu, gva, key);
         }
         cpu.mmu.protect_code(key.start(), decoded.len.max(1) as u64);
-        // Another vCPU may have stored there before it could be noticed.
-        let mut again = [0u8; MAX_BYTES];
-        let m = cpu.mmu.fetch_bytes(origin, gva, &mut again).map_err(|fault| cpu.memory_fault(fault, false))?;
-        if again[..m].get(..decoded.len) != bytes.get(..decoded.len) {
-            return self.decode_once(cpu, gva);
+        if cpu.mmu.shared() {
+            // Another vCPU may have stored there before it could be noticed.
+            let mut again = [0u8; MAX_BYTES];
+            let m = cpu.mmu.fetch_bytes(origin, gva, &mut again).map_err(|fault| cpu.memory_fault(fault, false))?;
+            if again[..m].get(..decoded.len) != bytes.get(..decoded.len) {
+                return self.decode_once(cpu, gva);
+            }
         }
         if tracing::enabled!(target: "in_asm", tracing::Level::DEBUG) {
             decode::log(&bytes[..decoded.len], size, cpu.rip());
@@ -240,7 +242,7 @@ impl BlockCache {
         let len = decoded.len as u64;
         cpu.mmu.protect_code(key.start(), first as u64);
         cpu.mmu.protect_code(second, len.saturating_sub(first as u64).max(1));
-        if fetch_across(cpu, gva)?.0.get(..decoded.len) != bytes.get(..decoded.len) {
+        if cpu.mmu.shared() && fetch_across(cpu, gva)?.0.get(..decoded.len) != bytes.get(..decoded.len) {
             return self.decode_once(cpu, gva);
         }
         Ok(Found::Cached(self.insert(key, Some(second), decoded)))

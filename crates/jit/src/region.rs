@@ -223,6 +223,15 @@ impl Region {
         self.insns(block).last()
     }
 
+    /// Whether its code is the same in two readings of its page.
+    #[must_use]
+    pub fn same(&self, one: &[u8], other: &[u8]) -> bool {
+        self.blocks.iter().all(|block| {
+            let range = usize::from(block.offset)..self.last(block).map_or(0, Insn::end) as usize;
+            one.get(range.clone()) == other.get(range)
+        })
+    }
+
     /// Whether the last instruction of `block` jumps backwards within the page: the place to poll at.
     #[must_use]
     pub fn loops(&self, block: &Block) -> bool {

@@ -319,10 +319,12 @@ impl Jit {
         patch: &mut Option<u32>,
     ) -> Option<crate::translate::Door> {
         let flushes = self.cache.stats.flushes;
-        let translated = with_code(cpu, interpreter, mode, |code, known| {
-            self.cache.translate(code, known).map(|(region, door)| (region, door, code.bytes.to_vec()))
-        });
-        let (region, door, bytes) = translated?;
+        let mut before = None;
+        let shared = cpu.mmu.shared();
+        let (region, door) = with_code(cpu, interpreter, mode, |code, known| {
+            before = shared.then(|| code.bytes.to_vec());
+            self.cache.translate(code, known)
+        })?;
         if self.cache.stats.flushes != flushes {
             *patch = None;
         }
@@ -335,14 +337,10 @@ impl Jit {
                 cpu.mmu.protect_code(second, beyond);
             }
         }
-        // Another vCPU may have stored there before it could be noticed.
-        let same = with_code(cpu, interpreter, mode, |code, _| {
-            Some(region.blocks.iter().all(|block| {
-                let range = usize::from(block.offset)..region.last(block).map_or(0, crate::region::Insn::end) as usize;
-                code.bytes.get(range.clone()) == bytes.get(range)
-            }))
-        });
-        if same != Some(true) {
+        if let Some(before) = before
+            && with_code(cpu, interpreter, mode, |code, _| Some(region.same(&before, code.bytes))) != Some(true)
+        {
+            // Another vCPU has stored there before it could be noticed.
             self.cache.drop_page(page);
             *patch = None;
             return None;

@@ -48,8 +48,8 @@ impl fmt::Debug for Notices {
 /// What a vCPU is told.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct News {
-    /// Host addresses of pages whose decoded code was overwritten, or may have been.
-    pub pages: BTreeSet<Hva>,
+    /// Host addresses of pages whose decoded code was overwritten, or may have been, each at least once.
+    pub pages: Vec<Hva>,
     /// Host addresses of pages in which other vCPUs have found code, where there was none before.
     pub marked: BTreeSet<Hva>,
     /// Observers want to see other accesses than before.
@@ -104,8 +104,18 @@ impl Notices {
     }
 
     fn add_page(&self, page: Hva) {
-        self.add(|news| {
-            news.pages.insert(page);
+        self.add(|News { pages, .. }| {
+            // Stores in a row to one page are the common case.
+            if pages.last() == Some(&page) {
+                return;
+            }
+            // One that sleeps for long hears of each page more than once, but not without bound.
+            if pages.len() == pages.capacity() && !pages.is_empty() {
+                pages.sort_unstable();
+                pages.dedup();
+                pages.reserve(pages.len());
+            }
+            pages.push(page);
         });
     }
 }
@@ -203,6 +213,11 @@ impl CodePages {
         word.store(0, Ordering::Release);
         self.tell(|notices| notices.add_page(hva.page()));
         true
+    }
+
+    /// Whether there are several vCPUs.
+    pub(crate) fn shared(&self) -> bool {
+        self.vcpus.read().unwrap_or_else(PoisonError::into_inner).len() > 1
     }
 
     fn tell(&self, tell: impl Fn(&Notices)) {
@@ -307,7 +322,7 @@ mod tests {
         assert!(!notices.pending());
         assert!(code.written(hva.wrapping_add(0x507f), 1));
         assert!(notices.pending() && !code.marked(hva.wrapping_add(0x5000)));
-        assert_eq!(notices.take().pages, BTreeSet::from([hva.wrapping_add(0x5000)]));
+        assert_eq!(notices.take().pages, [hva.wrapping_add(0x5000)]);
         assert!(!notices.pending() && notices.take() == News::default());
     }
 

@@ -491,8 +491,8 @@ impl Mmu {
     /// Marks the chunks of `len` bytes at host address `hva` as holding decoded code: later writes there go the slow
     /// path and are noted. Host addresses that are not guest RAM are ignored (ROM is never written).
     ///
-    /// What other vCPUs store is noticed from then on, but what they have stored meanwhile is not: the bytes are to be
-    /// read again afterwards ([`crate::code`]).
+    /// What other vCPUs store is noticed from then on, but what they have stored meanwhile is not: where there are others
+    /// ([`Mmu::shared`]), the bytes are to be read again afterwards ([`crate::code`]).
     pub fn protect_code(&mut self, hva: Hva, len: u64) {
         let mut done = 0;
         while done < len {
@@ -505,6 +505,12 @@ impl Mmu {
             }
             done += piece;
         }
+    }
+
+    /// Whether other vCPUs write the same memory.
+    #[must_use]
+    pub fn shared(&self) -> bool {
+        self.map.code().shared()
     }
 
     /// Protects the pages in which other vCPUs have found code. To be called before the TLB forgets what it was written
@@ -551,7 +557,7 @@ impl Mmu {
         if interest {
             self.ask_anew();
         }
-        pages.into_iter().collect()
+        pages
     }
 
     // --- inspection

@@ -165,5 +165,5 @@ fn a_device_that_writes_over_code_is_noticed() {
     map.write(Gpa(0x4000), &[1; 0x1080]).expect("ram");
     assert!(!hears.pending());
     map.write(Gpa(0x4000), &[1; 0x1081]).expect("ram");
-    assert_eq!(hears.take().pages, [hva].into());
+    assert_eq!(hears.take().pages, [hva]);
 }
