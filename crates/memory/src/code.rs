@@ -347,6 +347,6 @@ mod tests {
         drop(a);
         code.mark(hva, 1);
         code.written_range(hva, 8);
-        assert_eq!(b.take().pages, BTreeSet::from([hva]));
+        assert_eq!(b.take().pages, [hva]);
     }
 }
