@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use tempfile::NamedTempFile;
 
@@ -63,9 +64,9 @@ fn entry(archive: &mut Vec<u8>, inode: usize, name: &str, mode: Mode, data: &[u8
     archive.resize(archive.len().next_multiple_of(4), 0);
 }
 
-/// The archive's bytes: `busybox` as `/bin/busybox`, `init` as `/init`, and the folders that it mounts on.
-#[must_use]
-pub fn pack(busybox: &[u8], init: &str) -> Vec<u8> {
+/// The archive's bytes: `busybox` as `/bin/busybox`, `init` as `/init`, the folders that it mounts on, and `program` as
+/// `/bin/program`.
+fn pack(busybox: &[u8], init: &str, program: Option<&[u8]>) -> Vec<u8> {
     let mut archive = Vec::with_capacity(busybox.len() + 8192);
     let folders = ["bin", "proc", "sys", "dev", "tmp", "root"];
     for (inode, name) in (1..).zip(folders) {
@@ -74,6 +75,9 @@ pub fn pack(busybox: &[u8], init: &str) -> Vec<u8> {
     entry(&mut archive, 20, "dev/console", Mode::Console, &[]);
     entry(&mut archive, 21, "bin/busybox", Mode::Program, busybox);
     entry(&mut archive, 22, "init", Mode::Program, init.as_bytes());
+    if let Some(program) = program {
+        entry(&mut archive, 23, "bin/program", Mode::Program, program);
+    }
     entry(&mut archive, 0, "TRAILER!!!", Mode::Folder, &[]);
     archive
 }
@@ -85,7 +89,28 @@ pub fn pack(busybox: &[u8], init: &str) -> Vec<u8> {
 #[must_use]
 pub fn build(init: &str) -> Option<NamedTempFile> {
     let busybox = fs::read(crate::find::busybox()?).expect("busybox can be read");
-    Some(file_of(&pack(&busybox, init)))
+    Some(file_of(&pack(&busybox, init, None)))
+}
+
+/// As [`build`], with the C program `source` of the folder `tests/guest` as `/bin/program`; nothing where it cannot be
+/// compiled and linked statically, either.
+///
+/// # Panics
+/// As [`build`]; if there is a compiler and no such source.
+#[must_use]
+pub fn with_program(init: &str, source: &str) -> Option<NamedTempFile> {
+    let busybox = fs::read(crate::find::busybox()?).expect("busybox can be read");
+    let source = crate::find::workspace().join("tests/guest").join(source);
+    assert!(source.is_file(), "{} is there", source.display());
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let program = folder.path().join("program");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-static", "-O2", "-pthread", "-Wall", "-Werror", "-o"]).arg(&program).arg(&source);
+    if !compiler.status().ok()?.success() {
+        return None;
+    }
+    let program = fs::read(program).expect("the program can be read");
+    Some(file_of(&pack(&busybox, init, Some(&program))))
 }
 
 /// A temporary file with these bytes.
