@@ -77,6 +77,7 @@ impl Cpu {
             fault_address: 0,
             instructions: 0,
             stop_at: None,
+            pauses: 0,
             delivered: Box::new([0; 256]),
             msrs: Msrs::default(),
             vector: VectorState::new(),

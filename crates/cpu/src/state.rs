@@ -174,6 +174,8 @@ pub struct Cpu {
     pub instructions: u64,
     /// How many instructions may have been executed in all: then the vCPU stops.
     pub stop_at: Option<u64>,
+    /// PAUSEs executed, modulo 2^32.
+    pub pauses: u32,
     /// Exceptions and interrupts that were delivered (or faulted on the way), by vector.
     pub delivered: Box<[u64; 256]>,
     /// Plain MSRs.

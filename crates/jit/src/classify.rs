@@ -197,7 +197,9 @@ pub fn classify(i: &Instruction, model: &Model, mode: Mode) -> (Class, Units) {
         Mnemonic::Prefetchnta | Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 => {
             (Class::Nop, none)
         }
-        Mnemonic::Prefetchw | Mnemonic::Pause => (Class::Nop, none),
+        // It may have to let another vCPU run.
+        Mnemonic::Pause => (rest, none),
+        Mnemonic::Prefetchw => (Class::Nop, none),
         Mnemonic::Lea if i.memory_base() == Register::EIP => (rest, none),
         Mnemonic::Lea => (Class::Lea, none),
         mnemonic if is_integer(mnemonic) && integer_operands(i) => (Class::Plain, none),

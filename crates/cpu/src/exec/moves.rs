@@ -11,6 +11,9 @@ use host::alu;
 use iced_x86::{Code, ConditionCode, Instruction, Mnemonic, OpKind};
 use x86::{Exception, Rflags};
 
+/// How many PAUSEs a vCPU executes before it lets another thread of the host run.
+const PAUSES: u32 = 32;
+
 fn mov_reg<W: Width, S: Source>(cpu: &mut Cpu, op: &Op) -> Result<Flow, Exception> {
     let value = S::get::<W>(cpu, op)?;
     W::set(cpu, op.dst, value);
@@ -226,6 +229,16 @@ fn nop(_: &mut Cpu, _: &Op) -> Result<Flow, Exception> {
     Ok(Flow::Next)
 }
 
+/// What is waited for may need the host's processor that this thread has.
+fn pause(cpu: &mut Cpu, _: &Op) -> Result<Flow, Exception> {
+    std::hint::spin_loop();
+    cpu.pauses = cpu.pauses.wrapping_add(1);
+    if cpu.pauses.is_multiple_of(PAUSES) && cpu.mmu.shared() {
+        std::thread::yield_now();
+    }
+    Ok(Flow::Next)
+}
+
 /// Picks the handler for an instruction of this family.
 #[must_use]
 pub fn select(i: &Instruction) -> Option<Op> {
@@ -259,7 +272,8 @@ pub fn select(i: &Instruction) -> Option<Op> {
         Mnemonic::Cdq => spread_sign::<u32>,
         Mnemonic::Cqo => spread_sign::<u64>,
         Mnemonic::Xlatb => xlat,
-        Mnemonic::Nop | Mnemonic::Pause | Mnemonic::Reservednop | Mnemonic::Endbr32 | Mnemonic::Endbr64 => nop,
+        Mnemonic::Nop | Mnemonic::Reservednop | Mnemonic::Endbr32 | Mnemonic::Endbr64 => nop,
+        Mnemonic::Pause => pause,
         _ => return select_conditional(i, memory),
     };
     Some(operands(exec, i))

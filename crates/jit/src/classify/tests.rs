@@ -46,7 +46,7 @@ fn instructions_have_their_class() {
         (&[0x6c], Class::Interpret, "insb"),
         (&[0xec], Class::Interpret, "in al, dx"),
         (&[0x90], Class::Nop, "nop"),
-        (&[0xf3, 0x90], Class::Nop, "pause"),
+        (&[0xf3, 0x90], Class::Interpret, "pause"),
         (&[0xf3, 0x0f, 0x1e, 0xfa], Class::Nop, "endbr64"),
         (&[0x0f, 0x1f, 0x40, 0x00], Class::Nop, "nop [rax+0]"),
         (&[0x0f, 0x18, 0x08], Class::Nop, "prefetcht0 [rax]"),
