@@ -191,7 +191,7 @@ impl MultiThreadBase for Debuggee {
 
 impl ThreadExtraInfo for Debuggee {
     fn thread_extra_info(&self, tid: Tid, buffer: &mut [u8]) -> Result<usize, InspectError> {
-        let halted = self.handle.inspect(index(tid), |vcpu| vcpu.cpu.halted)?;
+        let halted = self.handle.inspect(index(tid), |vcpu| vcpu.cpu.sleeps())?;
         let text = format!("CPU#{} [{}]", index(tid), if halted { "halted" } else { "running" });
         let len = text.len().min(buffer.len());
         buffer.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);

@@ -151,7 +151,7 @@ fn each<R: Send + 'static>(monitor: &Monitor, look: fn(&mut Vcpu) -> R) -> Resul
 fn cpus(monitor: &mut Monitor, arguments: &mut Arguments<'_>) -> Outcome {
     arguments.end()?;
     let all = each(monitor, |vcpu| {
-        let halted = if vcpu.cpu.halted || vcpu.cpu.waiting_for_sipi { " (halted)" } else { "" };
+        let halted = if vcpu.cpu.sleeps() { " (halted)" } else { "" };
         format!("thread_id={}{halted}", rustix::thread::gettid().as_raw_nonzero())
     })?;
     let mark = |index: usize| if index == monitor.cpu { '*' } else { ' ' };

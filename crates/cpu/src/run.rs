@@ -118,7 +118,7 @@ impl Cpu {
             if self.left() == 0 {
                 return Exit::Counted;
             }
-            if self.must_poll() || self.halted {
+            if self.must_poll() || self.sleeps() {
                 match self.poll(interpreter) {
                     // An event's own accesses may have been watched.
                     Ok(true) if self.debugger.stopped() => continue,

@@ -203,6 +203,13 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// Whether it executes nothing until somebody wakes it: halted, or never started.
+    #[inline(always)]
+    #[must_use]
+    pub fn sleeps(&self) -> bool {
+        self.halted || self.waiting_for_sipi
+    }
+
     /// The current instruction's address.
     #[inline(always)]
     #[must_use]

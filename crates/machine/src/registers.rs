@@ -47,7 +47,7 @@ impl From<&Cpu> for Registers {
             rip: cpu.rip(),
             rflags: cpu.rflags().into_bits(),
             cpl: cpu.cpl,
-            halted: cpu.halted,
+            halted: cpu.sleeps(),
             seg: cpu.seg,
             ldtr: cpu.ldtr,
             tr: cpu.tr,

@@ -88,7 +88,7 @@ impl Vcpu {
     /// # Errors
     /// A triple fault.
     pub(crate) fn step(&mut self) -> Result<Option<Stop>, Box<Crash>> {
-        if self.cpu.halted || self.cpu.waiting_for_sipi {
+        if self.cpu.sleeps() {
             return Ok(None);
         }
         let stepped = self.cpu.single_step(&mut self.engine.interpreter);

@@ -127,6 +127,21 @@ fn a_trap_of_the_instruction_before_comes_first() {
 }
 
 #[test]
+fn a_processor_that_nobody_has_started_executes_nothing() {
+    let waits = |cpu: &mut Cpu| {
+        cpu.waiting_for_sipi = true;
+        let signals = cpu.signals.clone();
+        std::thread::spawn(move || {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            signals.raise(Signals::STOP);
+        });
+    };
+    // inc ebx; jmp $ - 2
+    let board = run_from(&[0xff, 0xc3, 0xeb, 0xfc], 0, 0, waits);
+    assert_eq!((board.cpu.rip(), board.cpu.regs[RBX]), (0x8000, 0));
+}
+
+#[test]
 fn nmis_need_no_flag_and_wake_a_halted_processor() {
     let board = run(&[0xff, 0xc3, 0xe6, 0], 0, Signals::NMI);
     assert_eq!((interrupted(&board), board.cpu.regs[RBX]), (0x8000, 0));
