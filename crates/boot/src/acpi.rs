@@ -2,7 +2,7 @@
 //!
 //! `acpi_tables` gives the table header, the FADT, the FACS and AML. MADT and RSDP are laid out here, because its types
 //! for them fix the PC-AT compatibility flag and the RSDT's address at 0. Left out: MCFG (there is only configuration
-//! mechanism #1), SRAT, power states below S5.
+//! mechanism #1), SRAT, S1, S2 and S4.
 
 use crate::board::BoardInfo;
 use crate::layout::{ACPI_TABLES, RSDP};
@@ -39,12 +39,17 @@ const ENABLED: u32 = 1;
 const ALL: u8 = 0xff;
 const ALL_X2APIC: u32 = u32::MAX;
 
+/// Where the FACS is.
+const FACS_AT: Gpa = ACPI_TABLES;
+/// The firmware waking vector in it (table 5.15).
+pub(crate) const WAKING_VECTOR: Gpa = Gpa(FACS_AT.0 + 12);
+
 /// Writes all tables, so that a guest finds the RSDP at [`RSDP`].
 pub(crate) fn write(ram: &dyn Ram, config: &Config, board: &BoardInfo) -> Result<(), BootError> {
     let ids = apic_ids(config, board);
     let mut area = Area { at: ACPI_TABLES, end: RSDP };
-    let dsdt = area.place(ram, &dsdt::table(config, board, &ids))?;
     let facs = area.place(ram, &bytes(&FACS::new()))?;
+    let dsdt = area.place(ram, &dsdt::table(config, board, &ids))?;
     let fadt = area.place(ram, &fadt(board, facs, dsdt))?;
     let mut tables = vec![fadt, area.place(ram, &madt(board, &ids))?];
     if config.hpet {
@@ -136,7 +141,6 @@ fn fadt(board: &BoardInfo, facs: u32, dsdt: u32) -> Vec<u8> {
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
         .flag(Flags::SlpButton)
-        .flag(Flags::FixRtc)
         .flag(Flags::ResetRegSup);
     if board.pm_timer_32 {
         fadt = fadt.flag(Flags::TmrValExt);

@@ -50,6 +50,8 @@ pub struct BoardInfo {
     pub pm_timer_32: bool,
     /// First port and length in bytes of the general-purpose event block 0 (half status, half enable), if there is one.
     pub gpe0: Option<(u16, u8)>,
+    /// SLP_TYP of PM1a's control register that means S3 (suspend to RAM).
+    pub s3: u8,
     /// SLP_TYP of PM1a's control register that means S5 (soft off).
     pub s5: u8,
     /// Port and value that reset the machine.
@@ -84,6 +86,7 @@ impl Default for BoardInfo {
             pm_timer: 0x608,
             pm_timer_32: true,
             gpe0: Some((0x620, 4)),
+            s3: 1,
             s5: 5,
             reset: (0xcf9, 0x06),
             sci: 9,

@@ -1,4 +1,4 @@
-//! The DSDT: soft off, the PCI root bridge, and the ISA devices beneath it, in AML (ACPI 6.5, chapters 6, 19 and 20).
+//! The DSDT: sleep states, the PCI root bridge, and the ISA devices beneath it, in AML (ACPI 6.5, chapters 6, 19 and 20).
 //!
 //! Left out: PCI interrupt routing (`_PRT` is empty; no device on the bus interrupts), DMA controller, PC speaker.
 
@@ -54,7 +54,9 @@ impl Aml for Raw {
 /// The whole table.
 pub(crate) fn table(config: &Config, board: &BoardInfo, apic_ids: &[u32]) -> Vec<u8> {
     let mut aml = Vec::new();
-    soft_off(board).to_aml_bytes(&mut aml);
+    for (name, value) in [("\\_S3_", board.s3), ("\\_S5_", board.s5)] {
+        sleep_state(name, value).to_aml_bytes(&mut aml);
+    }
     let root = Raw(root_bridge(config, board));
     let cpus = Raw(processors(apic_ids));
     Scope::new("\\_SB_".into(), vec![&cpus, &root]).to_aml_bytes(&mut aml);
@@ -64,13 +66,13 @@ pub(crate) fn table(config: &Config, board: &BoardInfo, apic_ids: &[u32]) -> Vec
     table.as_slice().to_vec()
 }
 
-/// `\_S5`: what to write to SLP_TYP of PM1a and PM1b.
-fn soft_off(board: &BoardInfo) -> Name {
+/// `\_S3` or `\_S5`: what to write to SLP_TYP of PM1a and PM1b.
+fn sleep_state(name: &str, value: u8) -> Name {
     let mut values = PackageBuilder::new();
-    for value in [board.s5, board.s5, 0, 0] {
+    for value in [value, value, 0, 0] {
         values.add_element(&value);
     }
-    Name::new(Path::new("\\_S5_"), &values)
+    Name::new(Path::new(name), &values)
 }
 
 /// A device for each vCPU, tied to the MADT by `_UID`.

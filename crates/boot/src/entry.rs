@@ -57,6 +57,19 @@ fn flat(selector: u16, kind: u8, long: bool) -> Segment {
 }
 
 impl Entry {
+    /// Real mode, at a physical address below 1 MiB.
+    pub(crate) fn real(address: u32) -> Self {
+        let data = Segment::real_mode(0);
+        let code = Segment::real_mode(u16::try_from(address >> 4).unwrap_or(u16::MAX));
+        Self {
+            rip: u64::from(address & 0xf),
+            seg: [data, code, data, data, data, data],
+            idtr: TableRegister { base: 0, limit: 0x3ff },
+            cr0: Cr0::new().with_extension_type(true),
+            ..Self::protected(0, 0, 0)
+        }
+    }
+
     /// Flat 32-bit protected mode without paging: what PVH and multiboot ask for, but for the general registers.
     pub(crate) fn protected(code: u16, data: u16, rip: u32) -> Self {
         let cs = flat(code, 0xb, false);

@@ -69,6 +69,16 @@ pub fn load(map: &PhysicalMap, config: &Config, board: &BoardInfo) -> Result<Ent
     load_into(map, config, board)
 }
 
+/// In which state the first vCPU is to start when a machine wakes from S3: at the waking vector that the guest has left in
+/// its FACS (ACPI 6.5, 5.2.10), if that is below 1 MiB. The vector of 64 bits is not looked at.
+#[must_use]
+pub fn wake(map: &PhysicalMap) -> Option<Entry> {
+    let mut vector = [0; 4];
+    map.read(acpi::WAKING_VECTOR, &mut vector).ok()?;
+    let vector = u32::from_le_bytes(vector);
+    (1..1 << 20).contains(&vector).then(|| Entry::real(vector))
+}
+
 /// [`load`], into anything that is RAM.
 fn load_into(ram: &dyn Ram, config: &Config, board: &BoardInfo) -> Result<Entry, BootError> {
     let image = Image::open(&config.kernel)?;

@@ -362,7 +362,7 @@ impl Conversation {
         match stub {
             GdbStubStateMachine::CtrlCInterrupt(stub) => {
                 // Reported when it has come to pass, unless that is so already.
-                let stands = self.debuggee.handle.run_state() != RunState::Running;
+                let stands = !matches!(self.debuggee.handle.run_state(), RunState::Running | RunState::Suspended);
                 self.debuggee.handle.pause();
                 stub.interrupt_handled(&mut self.debuggee, stands.then_some(INTERRUPTED)).ok()
             }
@@ -408,7 +408,7 @@ impl Conversation {
                 self.stopped(stop.map_or(INTERRUPTED, |(index, stop)| reason(index, stop)));
             }
             Event::Shutdown { .. } => self.stopped(MultiThreadStopReason::Exited(0)),
-            Event::Resume | Event::Reset { .. } => {}
+            Event::Resume | Event::Suspend | Event::Wakeup | Event::Reset { .. } => {}
         }
     }
 

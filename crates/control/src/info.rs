@@ -118,6 +118,7 @@ pub(crate) fn state(state: RunState) -> &'static str {
         RunState::Prelaunch => "prelaunch",
         RunState::Running => "running",
         RunState::Paused => "paused",
+        RunState::Suspended => "suspended",
         RunState::Shutdown => "shutdown",
     }
 }

@@ -279,6 +279,8 @@ fn told(event: &Event) -> Value {
     let (name, data) = match event {
         Event::Stop => ("STOP", None),
         Event::Resume => ("RESUME", None),
+        Event::Suspend => ("SUSPEND", None),
+        Event::Wakeup => ("WAKEUP", None),
         Event::Reset { guest: true } => ("RESET", Some(json!({ "guest": true, "reason": "guest-reset" }))),
         Event::Reset { guest: false } => ("RESET", Some(json!({ "guest": false, "reason": "host-qmp-system-reset" }))),
         Event::Shutdown { guest: true } => ("SHUTDOWN", Some(json!({ "guest": true, "reason": "guest-shutdown" }))),

@@ -149,7 +149,7 @@ impl Cpu {
     fn linear_checked(&mut self, seg: usize, ea: u64, len: u64, write: bool) -> Result<Gva, Exception> {
         let fault = if seg == SS { Exception::SS0 } else { Exception::GP0 };
         if self.code_size == CodeSize::Bits64 {
-            let gva = ea.wrapping_add(self.seg_base[seg & 7]);
+            let gva = self.mmu.masked(Gva(ea.wrapping_add(self.seg_base[seg & 7]))).0;
             // Canonical form is a #GP or #SS, which comes before #AC.
             if is_canonical(gva, self.mmu.virtual_bits()) {
                 self.check_linear(gva, len, write)?;

@@ -202,6 +202,7 @@ impl Model {
             .with_smap(self.has(Feature::SMAP))
             .with_protection_keys(self.has(Feature::PKU))
             .with_supervisor_keys(self.has(Feature::PKS))
+            .with_lam_supervisor(self.has(Feature::LAM))
     }
 
     const fn set(&mut self, feature: Feature, on: bool) {

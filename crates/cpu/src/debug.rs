@@ -16,6 +16,8 @@ pub const DR6_ONES: u64 = 0xffff_0ff0;
 pub const DR6_BD: u64 = 1 << 13;
 /// DR6.BS: single step.
 pub const DR6_BS: u64 = 1 << 14;
+/// DR6.BT: a task switch to a TSS with T set.
+pub const DR6_BT: u64 = 1 << 15;
 /// DR7.GD: accesses to debug registers raise #DB.
 pub const DR7_GD: u64 = 1 << 13;
 /// DR7 bits that read as one.

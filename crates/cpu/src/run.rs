@@ -350,8 +350,8 @@ impl Cpu {
     /// with anything but a near branch.
     fn leave(&mut self, result: Result<Flow, Exception>, rip: u64, len: u8) -> End {
         if matches!(result, Err(_) | Ok(Flow::Repeat)) {
+            // RIP is still the operation's, or a new task's whose state raised the fault.
             self.instructions -= 1;
-            self.regs[RIP] = rip;
         } else if result != Ok(Flow::Jump) {
             self.regs[RIP] = rip.wrapping_add(u64::from(len));
         }

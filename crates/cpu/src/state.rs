@@ -300,7 +300,7 @@ impl Cpu {
             }
         }
         let armed = self.breakpoints_armed() || self.debugger.comparing;
-        self.careful = self.system_flags.trap() || self.system_flags.resume() || armed;
+        self.careful = self.system_flags.trap() || self.system_flags.resume() || armed || self.debug_pending != 0;
         self.mmu.set_space(if self.cpl == 3 {
             memory::Space::User
         } else if self.system_flags.alignment_check() {

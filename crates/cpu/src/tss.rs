@@ -1,5 +1,4 @@
-//! The task-state segment, as far as stack switches need it (APM vol. 2, 12.2). Hardware task switches are not there
-//! yet: task gates and TSS selectors in far transfers are refused with #GP and a `guest_errors` line.
+//! The task-state segment, as far as stack switches need it (APM vol. 2, 12.2). Task switches are in `exec::task`.
 
 use crate::Cpu;
 use crate::exec::segment::{null_stack, system_type};
@@ -46,12 +45,5 @@ impl Cpu {
     pub fn inner_stack64(&mut self, cpl: u8, ext: u16) -> Result<(Segment, u64), Exception> {
         let rsp = self.tss_stack64(u64::from(cpl), ext)?;
         Ok((null_stack(Selector::from_bits(u16::from(cpl)), cpl), rsp))
-    }
-
-    /// Refuses a hardware task switch.
-    pub fn refuse_task_switch(&self, selector: Selector, what: &str) -> Exception {
-        let (rip, bits) = (self.rip(), selector.into_bits());
-        tracing::debug!(target: "guest_errors", "{what} (selector {bits:04x}) at {rip:x}: task switching is not there yet");
-        Exception::gp(selector.error_code())
     }
 }

@@ -15,6 +15,10 @@ use std::sync::Mutex;
 pub enum PowerRequest {
     /// Soft off (ACPI S5).
     PowerOff,
+    /// Suspend to RAM (ACPI S3).
+    Suspend,
+    /// The end of that.
+    Wake,
     /// A reset of the whole machine.
     Reset,
     /// The debug exit device was written: end with this status.
@@ -23,8 +27,9 @@ pub enum PowerRequest {
 
 /// Takes power requests. Implemented by the machine.
 ///
-/// Called on the vCPU thread that made the port access, with no device lock held. It returns at once; the vCPUs stop at
-/// their next poll, so the guest may run on for a few instructions.
+/// Called on the vCPU thread that made the port access, or on whichever has raised the line that wakes the machine: the
+/// lock of a device may be held, so it must not touch one. It returns at once; the vCPUs stop at their next poll, so the
+/// guest may run on for a few instructions.
 pub trait PowerSwitch: Send + Sync + Debug {
     /// Notes the request. The first one counts, until the machine has acted on it.
     fn request(&self, request: PowerRequest);

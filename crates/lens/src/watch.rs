@@ -88,14 +88,14 @@ impl Field {
             Self::Old => return access.old,
             Self::Size => access.size.into(),
             Self::Cpu => access.origin()?.cpu.into(),
-            Self::Cr3 => (access.cr3()? & !PCID).into(),
+            Self::Cr3 => (access.cr3()? & !CR3_FLAGS).into(),
             Self::Rip => access.origin()?.rip.into(),
         })
     }
 }
 
-/// The bits of CR3 that are no part of the address.
-const PCID: u64 = 0xfff;
+/// The bits of CR3 that are no part of the address: the PCID or flags, and LAM's.
+const CR3_FLAGS: u64 = 3 << 61 | 0xfff;
 
 /// How two numbers are to stand to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

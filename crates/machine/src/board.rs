@@ -145,15 +145,15 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
     let mut build = Builder { ports: PortBus::new(), resets: Vec::new() };
     let interrupts = Interrupts::make(&config.cpu_model, &signals, &timers, &mut map, &info)?;
     let irqs = interrupts.isa();
-    let pit = build.clocks(&interrupts, &irqs, &timers, &mut map, config.hpet.then_some(info.hpet))?;
+    let sci = irqs[usize::from(info.sci & 15)].clone();
+    let pm = build.pm(&info, &timers, sci, &power)?;
+    let pit = build.clocks(&interrupts, &irqs, &timers, &mut map, config.hpet.then_some(info.hpet), &pm)?;
     if config.pc_testdev {
         build.test_device(&interrupts, &irqs, &mut map)?;
     }
     let map = Arc::new(map);
 
     let a20 = build.a20(&map, &control);
-    let sci = irqs[usize::from(info.sci & 15)].clone();
-    let pm = build.pm(&info, &timers, sci, &power)?;
     build.keyboard(irqs[1].clone(), &a20, &power)?;
     build.pci(config.board, &power)?;
     let uarts = build.serials(config.serials, &irqs, &mut info)?;
@@ -283,7 +283,8 @@ impl Builder {
         Ok(())
     }
 
-    /// Interval timer, CMOS clock and, if there is one, the HPET at `hpet`, which their interrupts then go through.
+    /// Interval timer, CMOS clock and, if there is one, the HPET at `hpet`, which their interrupts then go through. The
+    /// clock's is a power event as well.
     fn clocks(
         &mut self,
         interrupts: &Interrupts,
@@ -291,6 +292,7 @@ impl Builder {
         timers: &Arc<Timers>,
         map: &mut PhysicalMap,
         hpet: Option<u32>,
+        pm: &Arc<Pm>,
     ) -> Result<Arc<Pit>, MachineError> {
         let (irq0, irq8) = (isa[0].clone(), isa[8].clone());
         let (irq0, irq8) = match hpet {
@@ -313,7 +315,7 @@ impl Builder {
         };
         let config = CmosConfig { ram_below_4g: ram(0, 1 << 32), ram_above_4g: ram(1 << 32, u64::MAX) };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let rtc = Rtc::new(timers, irq8, now, &config);
+        let rtc = Rtc::new(timers, Arc::new(Fanout(vec![irq8, pm.clock_line()])), now, &config);
         self.resets.push(rtc.clone());
         self.byte_ports(&Rtc::PORTS, &rtc)?;
         Ok(pit)
@@ -358,7 +360,7 @@ impl Builder {
         sci: Pin,
         power: &Arc<dyn PowerSwitch>,
     ) -> Result<Arc<Pm>, MachineError> {
-        let layout = pm::Layout { s5: info.s5, timer_32: info.pm_timer_32 };
+        let layout = pm::Layout { s3: info.s3, s5: info.s5, timer_32: info.pm_timer_32 };
         let pm = Pm::new(layout, timers, sci, power.clone());
         self.resets.push(pm.clone());
         self.ports.add(pm::BASE, pm::PORTS, 4, pm.clone())?;

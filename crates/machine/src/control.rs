@@ -93,6 +93,8 @@ struct State {
     unpause: bool,
     /// The machine stands, and its clock.
     paused: bool,
+    /// Suspended to RAM.
+    asleep: bool,
     /// Powered off, but not to be ended: nothing but a reset lets it run again.
     off: bool,
     ended: bool,
@@ -114,7 +116,13 @@ struct State {
 
 impl State {
     fn stops(&self) -> bool {
-        self.quit || self.ended || self.request.is_some() || self.pause || self.paused || self.entry.is_none()
+        self.quit
+            || self.ended
+            || self.request.is_some()
+            || self.pause
+            || self.paused
+            || self.asleep
+            || self.entry.is_none()
     }
 
     fn job(&mut self, index: usize) -> Option<Job> {
@@ -302,6 +310,7 @@ impl Control {
         let state = lock(&self.state);
         match () {
             () if state.ended || state.quit || state.off => RunState::Shutdown,
+            () if state.asleep && !state.pause => RunState::Suspended,
             () if !state.pause || state.unpause => RunState::Running,
             () if state.begun => RunState::Paused,
             () => RunState::Prelaunch,
@@ -348,13 +357,18 @@ impl Control {
             for signals in &self.signals {
                 signals.lower(Signals::NMI | Signals::INIT | Signals::SIPI);
             }
-            state.request = None;
+            (state.request, state.asleep) = (None, false);
             if std::mem::take(&mut state.off) {
                 state.pause = false;
             }
             state.entry = Some(Arc::new(entry));
             state.resets += 1;
         });
+    }
+
+    /// The guest has suspended the machine: its clock goes on, and nothing else but what wakes it.
+    pub(crate) fn sleep(&self) {
+        self.change(|state| (state.request, state.asleep) = (None, true));
     }
 
     /// The guest powered off, but the machine is to be kept.

@@ -10,6 +10,10 @@ pub enum Event {
     Stop,
     /// It runs again.
     Resume,
+    /// The guest has suspended it to RAM.
+    Suspend,
+    /// It has woken from that.
+    Wakeup,
     /// It is being reset.
     Reset {
         /// Whether the guest asked for it, or crashed.
@@ -31,6 +35,8 @@ pub enum RunState {
     Running,
     /// The user has it stand.
     Paused,
+    /// The guest has suspended it to RAM.
+    Suspended,
     /// The guest has powered off, or the machine has ended.
     Shutdown,
 }

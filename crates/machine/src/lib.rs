@@ -206,6 +206,11 @@ impl Machine {
                 Task::Act(Request::Power(PowerRequest::DebugExit(status))) => return Ok(Outcome::DebugExit(status)),
                 Task::Act(Request::Power(PowerRequest::PowerOff)) if self.no_shutdown => self.control.keep_off(),
                 Task::Act(Request::Power(PowerRequest::PowerOff)) => return Ok(Outcome::PowerOff),
+                Task::Act(Request::Power(PowerRequest::Suspend)) => {
+                    self.control.sleep();
+                    self.board.pm.sleep();
+                }
+                Task::Act(Request::Power(PowerRequest::Wake)) => self.wake()?,
                 Task::Act(Request::Power(PowerRequest::Reset) | Request::UserReset) if self.no_reboot => {
                     return Ok(Outcome::Reset);
                 }
@@ -233,6 +238,8 @@ impl Machine {
                 Event::Reset { guest: true }
             }
             Task::Act(Request::UserReset) if !self.no_reboot => Event::Reset { guest: false },
+            Task::Act(Request::Power(PowerRequest::Suspend)) => Event::Suspend,
+            Task::Act(Request::Power(PowerRequest::Wake)) => Event::Wakeup,
             Task::Act(Request::Bug(_)) | Task::Pause | Task::Resume => return,
             Task::Act(_) => Event::Shutdown { guest: true },
         };
@@ -242,6 +249,17 @@ impl Machine {
     /// Resets the devices and starts again. No vCPU runs meanwhile.
     fn reset(&self) -> Result<(), MachineError> {
         self.board.reset();
+        self.start()
+    }
+
+    /// Wakes from S3: all but memory is reset, and the guest goes on where it has asked for; one that has not starts anew.
+    fn wake(&self) -> Result<(), MachineError> {
+        self.board.reset();
+        if let Some(entry) = boot::wake(&self.board.map) {
+            self.control.start(entry);
+            return Ok(());
+        }
+        tracing::debug!(target: "guest_errors", "no waking vector below 1 MiB: the machine starts anew");
         self.start()
     }
 

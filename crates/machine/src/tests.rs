@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::NamedTempFile;
 
 mod dma;
+mod sleep;
 
 /// Where the image is loaded, header first.
 const LOAD: u32 = 0x10_0000;

@@ -84,9 +84,9 @@ pub enum MemoryFault {
 pub struct PagingRegisters {
     /// CR0: PG, WP.
     pub cr0: Cr0,
-    /// CR3 as written by the guest, without bit 63; with CR4.PCIDE its low 12 bits are the PCID.
+    /// CR3 as written by the guest, without bit 63; with CR4.PCIDE its low 12 bits are the PCID. LAM_U48, LAM_U57.
     pub cr3: u64,
-    /// CR4: PSE, PAE, PGE, LA57, PCIDE, SMEP, SMAP, PKE, PKS.
+    /// CR4: PSE, PAE, PGE, LA57, PCIDE, SMEP, SMAP, PKE, PKS, LAM_SUP.
     pub cr4: Cr4,
     /// EFER: LMA, NXE.
     pub efer: Efer,
@@ -311,6 +311,13 @@ impl Mmu {
     #[must_use]
     pub fn virtual_bits(&self) -> u32 {
         self.paging.virtual_bits()
+    }
+
+    /// The address of a data access without the metadata that linear-address masking lets it have.
+    #[inline]
+    #[must_use]
+    pub fn masked(&self, gva: Gva) -> Gva {
+        self.paging.masked(gva)
     }
 
     /// How often the slow path found what where.

@@ -8,7 +8,7 @@
 //! Accessed and dirty bits are set only when the whole translation succeeds and the access is allowed, by
 //! compare-exchange on the entry that was read; if an entry has changed meanwhile the walk starts again.
 //!
-//! Left out: memory types (PWT, PCD, PAT are ignored), shadow stacks, linear-address masking, nested paging.
+//! Left out: memory types (PWT, PCD, PAT are ignored), shadow stacks, nested paging.
 //! 1 GiB pages are always supported.
 
 use crate::mmu::{MemoryFault, PagingRegisters, Space};
@@ -119,6 +119,10 @@ pub trait Tables {
     fn replace(&mut self, gpa: Gpa, size: u64, old: u64, new: u64) -> bool;
 }
 
+/// CR3.LAM_U57 and CR3.LAM_U48.
+const CR3_LAM_U57: u64 = 1 << 61;
+const CR3_LAM_U48: u64 = 1 << 62;
+
 /// Control-register state in the form in which the walker uses it.
 #[derive(Clone, Debug)]
 pub struct Paging {
@@ -128,6 +132,8 @@ pub struct Paging {
     depth: usize,
     physical_bits: u32,
     pdptes: [u64; 4],
+    /// Linear-address masking: which bits of a data access's address are metadata, where bit 63 is clear and where it is set.
+    metadata: [u64; 2],
 }
 
 /// A mask of bits `low` to `high`, inclusive; empty if `low > high`.
@@ -147,6 +153,7 @@ impl Paging {
             depth: 0,
             physical_bits: physical_bits.clamp(32, 52),
             pdptes: [0; 4],
+            metadata: [0; 2],
         };
         paging.set(PagingRegisters::default());
         paging
@@ -184,6 +191,19 @@ impl Paging {
                 let pml5 = table(48, high | 1 << 7, None);
                 if self.mode == Mode::Level5 { &[pml5, pml4, pdpt, pd, pt] } else { &[pml4, pdpt, pd, pt] }
             }
+        };
+        let below = |bit: u32| bits(bit, 62);
+        self.metadata = match self.mode {
+            Mode::Level4 | Mode::Level5 => [
+                match registers.cr3 & (CR3_LAM_U48 | CR3_LAM_U57) {
+                    0 => 0,
+                    CR3_LAM_U48 => below(48),
+                    // Both: LAM_U48 has no effect.
+                    _ => below(57),
+                },
+                if cr4.lam_supervisor() { below(self.virtual_bits()) } else { 0 },
+            ],
+            _ => [0; 2],
         };
         self.depth = levels.len();
         for (slot, level) in self.levels.iter_mut().zip(levels) {
@@ -228,6 +248,19 @@ impl Paging {
     #[must_use]
     pub fn linear(&self, gva: Gva) -> Gva {
         if self.registers.efer.long_mode_active() { gva } else { Gva(gva.0 & 0xffff_ffff) }
+    }
+
+    /// The address of a data access without its metadata: with linear-address masking (SDM vol. 3A, 4.4) the bit below
+    /// them stands for all of them, so that the address is canonical if that bit is as bit 63.
+    #[inline]
+    #[must_use]
+    pub fn masked(&self, gva: Gva) -> Gva {
+        let metadata = self.metadata[(gva.0 >> 63) as usize & 1];
+        if metadata == 0 {
+            return gva;
+        }
+        let sign = gva.0 << 1 & metadata & metadata.wrapping_neg();
+        Gva(if sign == 0 { gva.0 & !metadata } else { gva.0 | metadata })
     }
 
     /// Whether the address may be translated at all.

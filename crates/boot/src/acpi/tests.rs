@@ -76,7 +76,7 @@ fn the_fadt_says_what_the_board_is() {
     assert_eq!(fadt[148..160], [1, 32, 0, 2, 0x34, 0x12, 0, 0, 0, 0, 0, 0], "X PM1a event");
     assert_eq!(fadt[109..111], [0b101, 0], "boot architecture: legacy devices, no 8042, no VGA");
     let flags = u32::from_le_bytes(fadt[112..116].try_into().unwrap());
-    assert_eq!(flags, 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 8 | 1 << 10);
+    assert_eq!(flags, 1 | 1 << 2 | 1 << 5 | 1 << 8 | 1 << 10, "the clock is a power event");
     assert_eq!(fadt[116..129], [1, 8, 0, 1, 0xf9, 0x0c, 0, 0, 0, 0, 0, 0, 6], "reset register and value");
 }
 
@@ -118,7 +118,8 @@ fn the_dsdt_has_soft_off_and_the_devices() {
     let config = Config { hpet: true, ..Config::default() };
     let dsdt = written(&config, &BoardInfo::default()).remove("DSDT").unwrap();
     let has = |bytes: &[u8]| dsdt.windows(bytes.len()).any(|window| window == bytes);
-    // Name(_S5_, Package(4) { 5, 5, 0, 0 })
+    // Name(_S3_, Package(4) { 1, 1, 0, 0 }), Name(_S5_, Package(4) { 5, 5, 0, 0 })
+    assert!(has(b"\x08\\_S3_\x12\x06\x04\x01\x01\x00\x00"));
     assert!(has(b"\x08\\_S5_\x12\x08\x04\x0a\x05\x0a\x05\x00\x00"));
     for name in ["PCI0", "_CRS", "_PRT", "RTC_", "COM1", "COM4", "KBD_", "HPET", "C000"] {
         assert!(has(name.as_bytes()), "{name}");

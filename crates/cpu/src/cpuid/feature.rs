@@ -306,7 +306,7 @@ features! {
         WRMSRNS 19 Missing "wrmsrns";
         AMX_FP16 21 Missing "amx-fp16";
         AVX_IFMA 23 Host "avx-ifma";
-        LAM 26 Missing "lam";
+        LAM 26 Own "lam";
     }
     LD1Eax {
         XSAVEOPT 0 Own "xsaveopt";
@@ -425,6 +425,7 @@ const REQUIRES: &[(Feature, Feature)] = &[
     (Feature::LM, Feature::MSR),
     (Feature::LM, Feature::SYSCALL),
     (Feature::LA57, Feature::LM),
+    (Feature::LAM, Feature::LM),
     (Feature::PDPE1GB, Feature::LM),
     (Feature::LAHF_LM, Feature::LM),
     (Feature::CX16, Feature::LM),

@@ -6,6 +6,7 @@
 
 use super::{Flow, Slow};
 use crate::Cpu;
+use crate::cpuid::Feature;
 use crate::debug::{DR6_BD, DR6_ONES, DR7_ONES};
 use crate::state::CS;
 use iced_x86::{Code, Instruction, OpKind, Register};
@@ -25,6 +26,8 @@ const DR7_WRITABLE: u64 = 0xffff_23ff;
 const DR7_GD: u64 = 1 << 13;
 /// CR3 bit 63 in a MOV with CR4.PCIDE: keep the new PCID's translations.
 const CR3_KEEP: u64 = 1 << 63;
+/// CR3.LAM_U48 and CR3.LAM_U57: what user addresses may carry.
+const CR3_LAM: u64 = 3 << 61;
 
 impl Cpu {
     /// Writes CR0, entering or leaving paging and long mode.
@@ -73,7 +76,8 @@ impl Cpu {
     pub fn set_cr3(&mut self, value: u64) -> Result<(), Exception> {
         let keep = self.cr4.pcid() && value & CR3_KEEP != 0;
         let value = if self.cr4.pcid() { value & !CR3_KEEP } else { value };
-        if self.long_mode() && value >> self.model.physical_bits() != 0 {
+        let lam = if self.model.has(Feature::LAM) { CR3_LAM } else { 0 };
+        if self.long_mode() && (value & !lam) >> self.model.physical_bits() != 0 {
             return Err(Exception::GP0);
         }
         self.mmu.load_cr3(value, keep).map_err(|()| Exception::GP0)?;

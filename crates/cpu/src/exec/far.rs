@@ -1,9 +1,10 @@
 //! Far transfers (APM vol. 3: CALL far, JMP far, RET far, IRET): between code segments, through call gates, to outer
 //! levels, to virtual-8086 mode. Everything is checked and read before anything changes.
-//! Transfers to a TSS or through a task gate are refused (see `tss`).
+//! Transfers to a TSS or through a task gate are in `task`.
 
 use super::frame::Frame;
 use super::segment::{null_stack, system_type};
+use super::task::Cause;
 use super::{Flow, Slow};
 use crate::Cpu;
 use crate::state::{CS, CodeSize, DS, ES, FS, GS, RIP, RSP, SS};
@@ -124,7 +125,10 @@ impl Cpu {
             system_type::TASK_GATE | system_type::TSS_AVAILABLE | system_type::TSS16_AVAILABLE
                 if !self.long_mode() && !private =>
             {
-                return Err(self.refuse_task_switch(selector, "a far transfer to a task"));
+                let gate = rights.kind() == system_type::TASK_GATE;
+                let task = if gate { Self::gate_task(found.descriptor, code)? } else { selector };
+                let cause = if kind == Kind::Call { Cause::Call } else { Cause::Jump };
+                return self.switch_task(task, cause, next, self.rflags().into_bits());
             }
             _ => return Err(Exception::gp(code)),
         };
@@ -299,8 +303,8 @@ impl Cpu {
         Ok(Flow::Jump)
     }
 
-    /// IRET with operands of `size` bytes.
-    fn interrupt_return(&mut self, size: u64) -> Result<Flow, Exception> {
+    /// IRET with operands of `size` bytes; `next` is the address of the next instruction.
+    fn interrupt_return(&mut self, size: u64, next: u64) -> Result<Flow, Exception> {
         // NMIs are let through again even if what follows faults (SDM vol. 3A, 6.7.1).
         self.nmi_blocked = false;
         if self.system_flags.virtual_8086() && self.system_flags.iopl() < 3 {
@@ -310,7 +314,8 @@ impl Cpu {
             if self.long_mode() {
                 return Err(Exception::GP0);
             }
-            return Err(self.refuse_task_switch(self.tr.selector, "IRET with NT set"));
+            let link: u16 = self.read_system(self.system_address(self.tr.base))?;
+            return self.switch_task(Selector::from_bits(link), Cause::Return, next, self.rflags().into_bits());
         }
         let offset = self.peek(0, size)?;
         let selector = Selector::from_bits(self.peek(1, size)? as u16);
@@ -430,11 +435,13 @@ fn return_far(cpu: &mut Cpu, i: &Instruction) -> Result<Flow, Exception> {
 }
 
 fn iret(cpu: &mut Cpu, i: &Instruction) -> Result<Flow, Exception> {
-    cpu.interrupt_return(match i.code() {
+    let size = match i.code() {
         Code::Iretw => 2,
         Code::Iretd => 4,
         _ => 8,
-    })
+    };
+    let next = cpu.next_rip(i);
+    cpu.interrupt_return(size, next)
 }
 
 /// Picks the handler for an instruction of this family.

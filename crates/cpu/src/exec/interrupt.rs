@@ -1,9 +1,10 @@
 //! Delivery of exceptions and interrupts (APM vol. 2, chapter 8; SDM vol. 3A, chapter 6): real mode, protected mode
 //! with 16- and 32-bit gates, virtual-8086 mode, long mode with IST; nested faults up to the triple fault.
-//! Task gates are refused (see `tss`).
+//! Task gates lead to `task`.
 
 use super::frame::Frame;
 use super::segment::system_type;
+use super::task::Cause;
 use super::{Flow, Slow};
 use crate::Cpu;
 use crate::debug::{DR6_BD, DR7_GD};
@@ -292,8 +293,9 @@ impl Cpu {
             system_type::INTERRUPT_GATE | system_type::TRAP_GATE => true,
             system_type::TASK_GATE => {
                 self.check_gate(event, gate)?;
-                self.refuse_task_switch(gate.selector(), "a task gate");
-                return Err(fault);
+                let cause = Cause::Event { code: event.code, ext: event.ext() };
+                self.switch_task(gate.selector(), cause, event.rip, event.flags)?;
+                return Ok(());
             }
             _ => return Err(fault),
         };
@@ -406,10 +408,9 @@ fn into(cpu: &mut Cpu, i: &Instruction) -> Result<Flow, Exception> {
 }
 
 fn int1(cpu: &mut Cpu, i: &Instruction) -> Result<Flow, Exception> {
-    let flow = cpu.deliver_software(i, Vector::Debug as u8, Source::Icebp)?;
     // It is itself the #DB that pending debug traps would have become; they are lost, and DR6 does not show them.
     cpu.debug_pending = 0;
-    Ok(flow)
+    cpu.deliver_software(i, Vector::Debug as u8, Source::Icebp)
 }
 
 /// Picks the handler for an instruction of this family.

@@ -17,6 +17,7 @@ pub mod muldiv;
 pub mod segment;
 pub mod stack;
 pub mod strings;
+pub mod task;
 
 pub mod native;
 pub mod vector;

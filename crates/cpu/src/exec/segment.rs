@@ -85,7 +85,7 @@ impl Cpu {
         } else if register == SS {
             self.checked_stack_segment(selector, self.cpl, Vector::GeneralProtection, 0)?
         } else {
-            self.checked_data_segment(selector)?
+            self.checked_data_segment(selector, Vector::GeneralProtection, 0)?
         };
         self.seg[register] = loaded;
         self.update_mode();
@@ -130,18 +130,22 @@ impl Cpu {
         Ok(found.descriptor.segment(selector))
     }
 
-    fn checked_data_segment(&mut self, selector: Selector) -> Result<Segment, Exception> {
+    /// What ES, DS, FS or GS becomes when loaded with `selector`. Sets the accessed bit.
+    ///
+    /// Errors: `vector` (#GP or #TS) with the selector and `ext`; #NP if not present.
+    pub fn checked_data_segment(&mut self, selector: Selector, vector: Vector, ext: u16) -> Result<Segment, Exception> {
         if selector.is_null() {
             return Ok(Segment { selector, ..Segment::default() });
         }
-        let found = self.read_descriptor(selector, Vector::GeneralProtection, 0)?;
+        let found = self.read_descriptor(selector, vector, ext)?;
         let rights = found.descriptor.attributes();
+        let code = selector.error_code() | ext;
         let private = !rights.is_conforming() && (selector.rpl() > rights.dpl() || self.cpl > rights.dpl());
         if !rights.is_readable() || private {
-            return Err(Exception::gp(selector.error_code()));
+            return Err(Exception::coded(vector, code));
         }
         if !rights.present() {
-            return Err(Exception::coded(Vector::SegmentNotPresent, selector.error_code()));
+            return Err(Exception::coded(Vector::SegmentNotPresent, code));
         }
         self.set_accessed(&found)?;
         Ok(found.descriptor.segment(selector))

@@ -1,9 +1,10 @@
 //! ACPI power management: PM1a events and control, the PM timer, GPE0, the SMI command port, the reset register
 //! (ACPI specification 6.5, section 4.8; PIIX4 data sheet for what the specification leaves to the chipset).
 //!
-//! No firmware runs before the guest, so the machine starts in ACPI mode (SCI_EN set). S5 powers off. S1 to S4 are not
-//! there yet: writing their sleep types does nothing. There is no SMM: a command to port B2h is known or is ignored. No
-//! device raises a general-purpose event yet.
+//! No firmware runs before the guest, so the machine starts in ACPI mode (SCI_EN set). S5 powers off. In S3 the machine
+//! sleeps until the power button or the clock's interrupt, if that is enabled, wakes it. S1, S2 and S4 are not there:
+//! writing their sleep types does nothing. There is no SMM: a command to port B2h is known or is ignored. No device raises
+//! a general-purpose event yet.
 
 mod reset;
 mod spec;
@@ -12,7 +13,7 @@ mod tests;
 
 use crate::sync::lock;
 use crate::timer::{Expire, Timer, Timers};
-use crate::{Pin, PortDevice, PowerRequest, PowerSwitch, Reset};
+use crate::{IrqLine, Pin, PortDevice, PowerRequest, PowerSwitch, Reset};
 use cpu::Clock;
 use spec::{Control, Events};
 use std::sync::{Arc, Mutex, Weak};
@@ -43,10 +44,21 @@ pub const ACPI_DISABLE: u8 = 0xf0;
 /// What the ACPI tables say, and the device must agree with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Layout {
+    /// The sleep type that means S3.
+    pub s3: u8,
     /// The sleep type that means S5.
     pub s5: u8,
     /// Whether the PM timer has 32 bits rather than 24.
     pub timer_32: bool,
+}
+
+/// Where the machine is on its way through S3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sleep {
+    Awake,
+    Asleep,
+    /// An event has woken it; the reset that wakes everything else leaves the events.
+    Waking,
 }
 
 #[derive(Debug)]
@@ -60,12 +72,13 @@ struct Core {
     gpe_enable: [u8; 2],
     /// The SMI status port.
     scratch: u8,
+    sleep: Sleep,
 }
 
 /// The power management device.
 ///
 /// Lock order: `core`, then the timer queue's and whatever the interrupt line takes. The power switch is called with
-/// `core` free.
+/// `core` free, but perhaps with the clock's lock held, whose interrupt wakes the machine.
 #[derive(Debug)]
 pub struct Pm {
     core: Mutex<Core>,
@@ -86,6 +99,7 @@ impl Core {
             halves,
             gpe_enable: [0; 2],
             scratch: 0,
+            sleep: Sleep::Awake,
         }
     }
 }
@@ -115,6 +129,17 @@ impl Pm {
         self.with(|core| core.status.set_power_button(true));
     }
 
+    /// The machine sleeps now, in S3: an event that is to wake it asks for that from here on.
+    pub fn sleep(&self) {
+        self.with(|core| core.sleep = Sleep::Asleep);
+    }
+
+    /// A line for the clock's interrupt, which is a power event as well.
+    #[must_use]
+    pub fn clock_line(self: &Arc<Self>) -> Pin {
+        Arc::new(ClockLine(self.clone()))
+    }
+
     /// Ticks of the PM timer since the machine was made; the register shows the low 24 or 32 bits.
     fn ticks(&self) -> u64 {
         let ticks = u128::from(self.clock.now()) * u128::from(spec::TIMER_HZ) / 1_000_000_000;
@@ -132,7 +157,8 @@ impl Pm {
         core.status.with_timer(self.ticks() >> self.high_bit() != core.halves)
     }
 
-    /// Acts on the registers, then drives the SCI and sets the deadline of the next timer event, if one is wanted.
+    /// Acts on the registers, then drives the SCI, sets the deadline of the next timer event, if one is wanted, and wakes the
+    /// machine, if there is an event that does.
     fn with<R>(&self, act: impl FnOnce(&mut Core) -> R) -> R {
         let mut core = lock(&self.core);
         let result = act(&mut core);
@@ -144,6 +170,15 @@ impl Pm {
             let nanoseconds = (ticks * 1_000_000_000).div_ceil(u128::from(spec::TIMER_HZ));
             u64::try_from(nanoseconds).unwrap_or(u64::MAX)
         }));
+        let wakes = core.status.into_bits() & (core.enable.with_power_button(true).into_bits() & Events::WAKES);
+        let wake = core.sleep == Sleep::Asleep && wakes != 0;
+        if wake {
+            core.sleep = Sleep::Waking;
+        }
+        drop(core);
+        if wake {
+            self.power.request(PowerRequest::Wake);
+        }
         result
     }
 
@@ -158,8 +193,8 @@ impl Pm {
         })
     }
 
-    /// A byte written to the block. Returns whether to power off.
-    fn write_block(&self, core: &mut Core, offset: usize, byte: u8) -> bool {
+    /// A byte written to the block. Returns what is asked of the machine.
+    fn write_block(&self, core: &mut Core, offset: usize, byte: u8) -> Option<PowerRequest> {
         match offset {
             spec::STATUS..spec::ENABLE => {
                 let clear = Events::from_bits(with_byte(0, offset - spec::STATUS, byte));
@@ -167,12 +202,10 @@ impl Pm {
                     core.halves = self.ticks() >> self.high_bit();
                 }
                 core.status = Events::from_bits(core.status.into_bits() & !clear.into_bits());
-                false
             }
             spec::ENABLE..spec::CONTROL => {
                 let new = with_byte(core.enable.into_bits(), offset - spec::ENABLE, byte);
                 core.enable = Events::from_bits(new & Events::ENABLES);
-                false
             }
             spec::CONTROL..=5 => {
                 let new = Control::from_bits(with_byte(core.control.into_bits(), offset - spec::CONTROL, byte));
@@ -181,19 +214,34 @@ impl Pm {
                     .with_sci_enable(sci)
                     .with_bus_master_reload(new.bus_master_reload())
                     .with_sleep_type(new.sleep_type());
-                if new.sleep_enable() && new.sleep_type() != self.layout.s5 {
-                    tracing::debug!(target: "guest_errors", sleep_type = new.sleep_type(), "sleep state is not there yet");
+                match new.sleep_type() {
+                    _ if !new.sleep_enable() => {}
+                    kind if kind == self.layout.s5 => return Some(PowerRequest::PowerOff),
+                    kind if kind == self.layout.s3 => return Some(PowerRequest::Suspend),
+                    kind => tracing::debug!(target: "guest_errors", sleep_type = kind, "there is no such sleep state"),
                 }
-                new.sleep_enable() && new.sleep_type() == self.layout.s5
             }
-            _ => false,
+            _ => {}
         }
+        None
     }
 }
 
 impl Expire for Pm {
     fn expire(&self, _now: u64) {
         self.with(|_| ());
+    }
+}
+
+/// See [`Pm::clock_line`].
+#[derive(Debug)]
+struct ClockLine(Arc<Pm>);
+
+impl IrqLine for ClockLine {
+    fn set(&self, high: bool) {
+        if high {
+            self.0.with(|core| core.status.set_rtc(true));
+        }
     }
 }
 
@@ -217,8 +265,8 @@ impl PortDevice for Pm {
     }
 
     fn write(&self, port: u16, size: usize, value: u32) {
-        let off = self.with(|core| {
-            let mut off = false;
+        let request = self.with(|core| {
+            let mut request = None;
             for (port, byte) in (port..).zip(value.to_le_bytes()).take(size) {
                 match port {
                     SMI if byte == ACPI_ENABLE => core.control.set_sci_enable(true),
@@ -233,19 +281,25 @@ impl PortDevice for Pm {
                             *at = byte;
                         }
                     }
-                    _ => off |= self.write_block(core, usize::from(port.wrapping_sub(BASE)), byte),
+                    _ => request = request.or(self.write_block(core, usize::from(port.wrapping_sub(BASE)), byte)),
                 }
             }
-            off
+            request
         });
-        if off {
-            self.power.request(PowerRequest::PowerOff);
+        if let Some(request) = request {
+            self.power.request(request);
         }
     }
 }
 
 impl Reset for Pm {
     fn reset(&self) {
-        self.with(|core| *core = Core::new(self.ticks() >> self.high_bit()));
+        self.with(|core| {
+            let new = Core::new(self.ticks() >> self.high_bit());
+            *core = match core.sleep {
+                Sleep::Waking => Core { status: core.status.with_wake(true), enable: core.enable, ..new },
+                _ => new,
+            };
+        });
     }
 }

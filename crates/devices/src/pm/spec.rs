@@ -37,6 +37,9 @@ impl Events {
         .with_sleep_button(true)
         .with_rtc(true)
         .into_bits();
+
+    /// The events that wake the machine from S3.
+    pub const WAKES: u16 = Self::new().with_power_button(true).with_rtc(true).into_bits();
 }
 
 /// PM1 control.

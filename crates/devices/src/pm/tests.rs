@@ -35,7 +35,7 @@ impl Bench {
     fn new(timer_32: bool) -> Self {
         let (line, hand, asked) = (Arc::new(Line::default()), Arc::new(Hand::default()), Arc::new(Asked::default()));
         let timers = Timers::new(hand.clone());
-        let pm = Pm::new(Layout { s5: 5, timer_32 }, &timers, line.clone(), asked.clone());
+        let pm = Pm::new(Layout { s3: 1, s5: 5, timer_32 }, &timers, line.clone(), asked.clone());
         Self { pm, line, hand, timers, asked }
     }
     /// Moves the clock on to `now`, by way of all deadlines before.
@@ -129,7 +129,7 @@ fn only_s5_powers_off() {
     b.write(CONTROL, 2, (5 << 10) | 1);
     assert_eq!(b.read(CONTROL, 2), (5 << 10) | 1);
     assert_eq!(b.asked.take(), [], "not without SLP_EN");
-    for other in [0, 1, 2, 3, 4, 6, 7] {
+    for other in [0, 2, 3, 4, 6, 7] {
         b.write(CONTROL, 2, (1 << 13) | (other << 10));
     }
     assert_eq!(b.asked.take(), []);
@@ -138,6 +138,40 @@ fn only_s5_powers_off() {
     assert_eq!(b.read(CONTROL, 2), (5 << 10) | 1, "SLP_EN reads as zero, SCI_EN stays");
     b.write(CONTROL + 1, 1, 0x34);
     assert_eq!(b.asked.take(), [PowerRequest::PowerOff], "by a byte as well");
+}
+
+#[test]
+fn events_wake_the_machine_once_it_sleeps() {
+    let (rtc, button) = (0x400u16, 0x100u16);
+    for (enable, event, wakes) in [(rtc, rtc, true), (0, rtc, false), (0, button, true), (0xffff, 0, false)] {
+        // Before it sleeps, and then.
+        for early in [true, false] {
+            let b = Bench::new(true);
+            let clock = b.pm.clock_line();
+            let raise = || match event {
+                0x400 => clock.set(true),
+                0x100 => b.pm.press_power_button(),
+                _ => {}
+            };
+            b.write(BASE + 2, 2, enable.into());
+            if early {
+                raise();
+            }
+            b.write(CONTROL, 2, (1 << 13) | (1 << 10));
+            assert_eq!(b.asked.take(), [PowerRequest::Suspend]);
+            b.pm.sleep();
+            if !early {
+                assert_eq!(b.asked.take(), []);
+                raise();
+                raise();
+            }
+            assert_eq!(b.asked.take(), if wakes { vec![PowerRequest::Wake] } else { vec![] }, "{enable:x} {event:x}");
+            b.pm.reset();
+            let status = if wakes { 0x8000 | u32::from(event) } else { 0 };
+            assert_eq!(b.read(BASE, 2), status, "{enable:x} {event:x}");
+            assert_eq!(b.read(CONTROL, 2), 1);
+        }
+    }
 }
 
 #[test]

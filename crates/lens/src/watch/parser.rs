@@ -1,6 +1,6 @@
 //! How the text of an expression is understood.
 
-use super::{Action, Code, CodeStart, Condition, Field, Kinds, Operand, PCID, Relation, Start, Watch, WatchError};
+use super::{Action, CR3_FLAGS, Code, CodeStart, Condition, Field, Kinds, Operand, Relation, Start, Watch, WatchError};
 use memory::{Gpa, Gva};
 use std::str::FromStr;
 
@@ -286,9 +286,12 @@ impl<'a> Parser<'a> {
             _ => Operand::Number(self.number(name)?.into()),
         };
         if let (Field::Cr3, Operand::Number(number)) = (field, with)
-            && number & u128::from(PCID) != 0
+            && number & u128::from(CR3_FLAGS) != 0
         {
-            return self.error_at(place, "cr3 is an address here, whose low 12 bits (flags, or the PCID) are 0");
+            return self.error_at(
+                place,
+                "cr3 is an address here, whose low 12 bits (flags, or the PCID) and flags on top are 0",
+            );
         }
         Ok(Condition::Compare { field, mask, relation, with })
     }

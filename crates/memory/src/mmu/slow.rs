@@ -120,9 +120,16 @@ impl Mmu {
         self.site(gva, size, write)
     }
 
+    /// The linear address of an access, without the metadata of a data access: no TLB entry is made for an address with
+    /// any, so all that look for one come here.
+    fn accessed(&self, origin: Origin, gva: Gva, want: Want) -> Gva {
+        let gva = self.paging.linear(gva);
+        if want == Want::Execute || origin.descriptor { gva } else { self.paging.masked(gva) }
+    }
+
     /// Finds or makes the TLB entry for an access to the page of `gva`.
     pub(super) fn lookup(&mut self, origin: Origin, space: Space, gva: Gva, want: Want) -> Result<Hit, MemoryFault> {
-        let gva = self.paging.linear(gva);
+        let gva = self.accessed(origin, gva, want);
         let space = self.effective(space);
         let asked = self.trapping && want != Want::Execute && !origin.descriptor;
         if asked && self.is_trapped(gva) {
@@ -259,7 +266,7 @@ impl Mmu {
         }
         let next = gva.page().wrapping_add(PAGE_SIZE);
         // Canonical form is checked for the whole access before any page is.
-        if !self.paging.canonical(self.paging.linear(next)) {
+        if !self.paging.canonical(self.accessed(origin, next, want)) {
             return Err(MemoryFault::NonCanonical);
         }
         let first = self.lookup(origin, space, gva, want)?;

@@ -5,6 +5,7 @@ use crate::observe::{Access, AccessKind, Interest};
 use crate::testing::*;
 
 mod code;
+mod masking;
 mod runs;
 mod watching;
 

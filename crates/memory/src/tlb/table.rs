@@ -27,8 +27,10 @@ pub(super) struct Table {
     victims: Vec<(Entry, Full)>,
     next_victim: usize,
     large: LargePages,
-    /// Slots that were filled since the flush, unless they are more than a quarter.
+    /// Slots that were filled since the flush, each once, unless they are more than a quarter.
     touched: Vec<u32>,
+    /// A bit a slot: whether it is in `touched`.
+    listed: Vec<u64>,
     /// Slots in use.
     used: usize,
     /// How often since the flush (or growth) a page has pushed another one out.
@@ -61,6 +63,7 @@ impl Table {
             next_victim: 0,
             large: LargePages::default(),
             touched: Vec::new(),
+            listed: vec![0],
             used: 0,
             conflicts: 0,
             dirty: false,
@@ -126,8 +129,29 @@ impl Table {
 
     fn touch(&mut self, index: usize) {
         self.dirty = true;
-        if self.touched.len() <= self.size() / 4 {
+        let bit = 1 << (index % 64);
+        if let Some(word) = self.listed.get_mut(index / 64).filter(|word| **word & bit == 0)
+            && self.touched.len() <= self.full.len() / 4
+        {
+            *word |= bit;
             self.touched.push(index as u32);
+        }
+    }
+
+    /// Whether `touched` has all slots in use.
+    fn all_listed(&self) -> bool {
+        self.touched.len() <= self.size() / 4
+    }
+
+    /// Makes the list anew.
+    fn list(&mut self) {
+        self.touched.clear();
+        self.listed.clear();
+        self.listed.resize(self.size().div_ceil(64), 0);
+        for index in 0..self.size() {
+            if self.entries.all().get(index).is_some_and(|entry| !entry.is_empty()) {
+                self.touch(index);
+            }
         }
     }
 
@@ -188,9 +212,7 @@ impl Table {
                 std::mem::swap(low, high);
             }
         }
-        let used = self.entries.all().iter().enumerate().filter(|(_, entry)| !entry.is_empty());
-        self.touched.clear();
-        self.touched.extend(used.map(|(index, _)| index as u32).take(self.full.len() / 4 + 1));
+        self.list();
         (self.conflicts, self.peak, self.flushes) = (0, 0, 0);
     }
 
@@ -200,16 +222,18 @@ impl Table {
             return;
         }
         self.dirty = false;
-        let all = self.touched.len() > self.size() / 4;
+        let few = self.all_listed();
         let entries = self.entries.all_mut();
-        if all {
-            entries.fill(Entry::EMPTY);
-        } else {
-            for index in &self.touched {
-                if let Some(entry) = entries.get_mut(*index as usize) {
+        if few {
+            for index in self.touched.iter().map(|index| *index as usize) {
+                if let (Some(entry), Some(word)) = (entries.get_mut(index), self.listed.get_mut(index / 64)) {
                     entry.invalidate();
+                    *word = 0;
                 }
             }
+        } else {
+            entries.fill(Entry::EMPTY);
+            self.listed.fill(0);
         }
         self.peak = self.peak.max(self.used);
         self.flushes += 1;
@@ -217,6 +241,7 @@ impl Table {
             if self.peak < self.size() / 8 && self.size() > SMALLEST {
                 self.entries.halve();
                 self.full.truncate(self.size() / 2);
+                self.listed.truncate(self.size() / 64);
             }
             (self.peak, self.flushes) = (0, 0);
         }
@@ -232,9 +257,14 @@ impl Table {
             return;
         }
         for (first, count, shift) in self.large.ranges(gva, self.size()) {
-            let start = self.index(first);
-            for i in 0..count {
-                self.drop_if((start + i) & (self.size() - 1), |full| LargePages::same(full, gva, shift));
+            let same = |full: &Full| LargePages::same(full, gva, shift);
+            if self.all_listed() && self.touched.len() < count {
+                let touched = std::mem::take(&mut self.touched);
+                touched.iter().for_each(|index| self.drop_if(*index as usize, same));
+                self.touched = touched;
+            } else {
+                let start = self.index(first);
+                (start..start + count).for_each(|index| self.drop_if(index & (self.size() - 1), same));
             }
         }
         self.drop_if(self.index(gva), |full| full.gva == gva.page());

@@ -80,6 +80,19 @@ fn cr4_takes_what_the_model_has() {
 }
 
 #[test]
+fn address_masking_is_there_if_the_model_has_it() {
+    for (model, expected) in [("max", Ok(())), ("max,-lam", GP)] {
+        let mut board = board(model);
+        board.long_mode(0);
+        for bits in [1 << 61, 1 << 62, 3 << 61] {
+            assert_eq!(board.cpu.set_cr3(TABLES | bits), expected, "{model} {bits:x}");
+        }
+        assert_eq!(board.cpu.set_cr3(TABLES | 1 << 60), GP);
+        assert_eq!(board.cpu.set_cr4(1 << 28 | 0x20), expected, "{model}");
+    }
+}
+
+#[test]
 fn pcid_needs_long_mode_and_pcid_zero() {
     let mut board = board("max");
     board.protected_mode();
