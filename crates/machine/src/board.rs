@@ -244,6 +244,9 @@ impl Interrupts {
             LocalApic::new(config, &bus, timers, signals.clone())
         });
         let apics = apics.collect();
+        // The pages that are somewhere for certain lie on top of those that may be anywhere.
+        let (window, pages) = (ApicMmio::WINDOW, ApicMmio::new(bus.clone(), ApicMmio::WINDOW.start));
+        map.add_mmio(Gpa(window.start)..Gpa(window.end), Arc::new(pages))?;
         let ioapic = IoApic::new(&bus);
         add_mmio(map, info.ioapic, IoApic::SIZE, ioapic.clone())?;
         add_mmio(map, info.lapic, ApicMmio::SIZE, Arc::new(ApicMmio::new(bus, info.lapic.into())))?;
