@@ -27,7 +27,7 @@ const OPTIONS: &str = "-cpu max -m 1G -nographic -no-reboot -kernel {kernel} -in
 #[command(name = "programs")]
 struct Arguments {
     /// Emulators as NAME='COMMAND with {kernel} {initrd} {append}', the base of the ratios first; {tree} and {jobs}
-    /// are for the host's own: native='chroot {tree} /jobs {jobs}'. QEMU's TCG, Vitrine and native if none is given
+    /// are for the host's own: native='chroot {tree} /data/jobs {jobs}'. QEMU's TCG, Vitrine and native if none is given
     #[arg(value_name = "NAME=COMMAND")]
     emulators: Vec<String>,
     /// Kernel to boot; by default Debian's from .cache
@@ -70,7 +70,7 @@ impl Emulator {
         let ours = new("Vitrine", format!("{} {OPTIONS}", env!("CARGO_BIN_EXE_vitrine")));
         // Who is not root may change the root folder in a user namespace.
         let root = if rustix::process::geteuid().is_root() { "" } else { "unshare --map-root-user " };
-        let native = new("native", format!("{root}chroot {{tree}} /jobs {{jobs}}"));
+        let native = new("native", format!("{root}chroot {{tree}} /data/jobs {{jobs}}"));
         qemu.into_iter().chain([ours, native]).collect()
     }
 }
