@@ -62,7 +62,7 @@ pub struct Signals {
 impl Signals {
     /// The local APIC has a deliverable maskable interrupt. Raised and lowered by the APIC.
     pub const INTERRUPT: u32 = 1 << 0;
-    /// An NMI is pending. Lowered by the vCPU when it takes it.
+    /// An NMI is pending. Lowered by the vCPU when it takes it ([`Signals::take_nmi`]).
     pub const NMI: u32 = 1 << 1;
     /// INIT. Lowered by the vCPU.
     pub const INIT: u32 = 1 << 2;
@@ -70,10 +70,18 @@ impl Signals {
     pub const SIPI: u32 = 1 << 3;
     /// Leave the run loop (reset, power off, pause): `Cpu::run` returns. Lowered by the machine.
     pub const STOP: u32 = 1 << 4;
+    /// A second NMI, behind the pending one. A processor takes an NMI at once and latches one that comes meanwhile (SDM
+    /// vol. 3A, 6.7.1); here both may come before the vCPU looks.
+    pub const NMI_LATCHED: u32 = 1 << 5;
 
     /// Raises bits and wakes the vCPU.
     pub fn raise(&self, bits: u32) {
-        self.bits.fetch_or(bits, Ordering::SeqCst);
+        let change = |old: u32| {
+            let second = if old & bits & Self::NMI != 0 { Self::NMI_LATCHED } else { 0 };
+            Some(old | bits | second)
+        };
+        // It always changes.
+        let _ = self.bits.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
         self.nudge();
         // Taking the lock orders this against a sleeper that has checked the bits and not yet gone to sleep.
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
@@ -95,6 +103,15 @@ impl Signals {
     /// Lowers bits.
     pub fn lower(&self, bits: u32) {
         self.bits.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// Takes the pending NMI; the latched one, if there is one, is pending then.
+    pub fn take_nmi(&self) {
+        let change = |old: u32| {
+            let taken = if old & Self::NMI_LATCHED != 0 { Self::NMI_LATCHED } else { Self::NMI };
+            Some(old & !taken)
+        };
+        let _ = self.bits.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
     }
 
     /// The raised bits.

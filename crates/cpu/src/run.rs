@@ -404,8 +404,12 @@ impl Cpu {
                 self.signals.wait(Signals::STOP | Signals::INIT | Signals::SIPI);
                 continue;
             }
+            if raised & Signals::NMI_LATCHED != 0 && self.nmi_blocked {
+                // One is in service and one pending: there is no room for a third.
+                self.signals.lower(Signals::NMI_LATCHED);
+            }
             if raised & Signals::NMI != 0 && !self.nmi_blocked && !blocked {
-                self.signals.lower(Signals::NMI);
+                self.signals.take_nmi();
                 self.halted = false;
                 self.deliver_nmi()?;
                 continue;

@@ -78,7 +78,7 @@ pub(crate) struct Board {
     apics: Vec<Arc<LocalApic>>,
     pic: Arc<Pic>,
     ioapic: Arc<IoApic>,
-    pit: Arc<Pit>,
+    pit: Option<Arc<Pit>>,
     /// What a reset resets, in this order: devices, then the controllers that hear them.
     resets: Vec<Arc<dyn Reset + Send + Sync>>,
 }
@@ -95,7 +95,7 @@ impl Board {
         for device in &self.resets {
             device.reset();
         }
-        firmware::set_up(&self.pic, &self.pit, self.info.sci);
+        firmware::set_up(&self.pic, self.pit.as_deref(), self.info.sci);
     }
 
     /// Puts the first vCPU's local APIC into the state in which firmware leaves it. To be called once the vCPU has been
@@ -147,7 +147,8 @@ pub(crate) fn make(config: Config) -> Result<Made, MachineError> {
     let irqs = interrupts.isa();
     let sci = irqs[usize::from(info.sci & 15)].clone();
     let pm = build.pm(&info, &timers, sci, &power)?;
-    let pit = build.clocks(&interrupts, &irqs, &timers, &mut map, config.hpet.then_some(info.hpet), &pm)?;
+    let irq0 = build.clocks(&interrupts, &irqs, &timers, &mut map, config.hpet.then_some(info.hpet), &pm)?;
+    let pit = config.pit.then(|| build.pit(&timers, irq0)).transpose()?;
     if config.pc_testdev {
         build.test_device(&interrupts, &irqs, &mut map)?;
     }
@@ -243,6 +244,9 @@ impl Interrupts {
             LocalApic::new(config, &bus, timers, signals.clone())
         });
         let apics = apics.collect();
+        // The pages that are somewhere for certain lie on top of those that may be anywhere.
+        let (window, pages) = (ApicMmio::WINDOW, ApicMmio::new(bus.clone(), ApicMmio::WINDOW.start));
+        map.add_mmio(Gpa(window.start)..Gpa(window.end), Arc::new(pages))?;
         let ioapic = IoApic::new(&bus);
         add_mmio(map, info.ioapic, IoApic::SIZE, ioapic.clone())?;
         add_mmio(map, info.lapic, ApicMmio::SIZE, Arc::new(ApicMmio::new(bus, info.lapic.into())))?;
@@ -283,8 +287,8 @@ impl Builder {
         Ok(())
     }
 
-    /// Interval timer, CMOS clock and, if there is one, the HPET at `hpet`, which their interrupts then go through. The
-    /// clock's is a power event as well.
+    /// CMOS clock and, if there is one, the HPET at `hpet`, which its interrupt then goes through, and the interval timer's;
+    /// the clock's is a power event as well. Where the interval timer's interrupt is to go.
     fn clocks(
         &mut self,
         interrupts: &Interrupts,
@@ -293,7 +297,7 @@ impl Builder {
         map: &mut PhysicalMap,
         hpet: Option<u32>,
         pm: &Arc<Pm>,
-    ) -> Result<Arc<Pit>, MachineError> {
+    ) -> Result<Pin, MachineError> {
         let (irq0, irq8) = (isa[0].clone(), isa[8].clone());
         let (irq0, irq8) = match hpet {
             None => (irq0, irq8),
@@ -305,10 +309,6 @@ impl Builder {
                 (hpet.pit_input(), hpet.rtc_input())
             }
         };
-        let pit = Pit::new(timers, irq0);
-        self.resets.push(pit.clone());
-        self.byte_ports(&Pit::PORTS, &pit)?;
-
         let ram = |from: u64, to: u64| -> u64 {
             let within = |region: &RamRegion| (from..to).contains(&region.gpa.0);
             map.ram().regions().iter().filter(|region| within(region)).map(|region| region.len).sum()
@@ -318,6 +318,13 @@ impl Builder {
         let rtc = Rtc::new(timers, Arc::new(Fanout(vec![irq8, pm.clock_line()])), now, &config);
         self.resets.push(rtc.clone());
         self.byte_ports(&Rtc::PORTS, &rtc)?;
+        Ok(irq0)
+    }
+
+    fn pit(&mut self, timers: &Arc<Timers>, irq0: Pin) -> Result<Arc<Pit>, MachineError> {
+        let pit = Pit::new(timers, irq0);
+        self.resets.push(pit.clone());
+        self.byte_ports(&Pit::PORTS, &pit)?;
         Ok(pit)
     }
 

@@ -129,6 +129,8 @@ pub struct Config {
     pub pc_testdev: bool,
     /// Whether there is an HPET.
     pub hpet: bool,
+    /// Whether there is an interval timer (8254).
+    pub pit: bool,
     /// Whether a reset ends the machine.
     pub no_reboot: bool,
     /// Whether power off pauses the machine rather than ends it.
@@ -162,6 +164,7 @@ impl Config {
             isa_debug_exit: None,
             pc_testdev: false,
             hpet: true,
+            pit: true,
             no_reboot: false,
             no_shutdown: false,
             lens: Arc::default(),

@@ -355,7 +355,7 @@ impl Control {
     pub(crate) fn start(&self, entry: Entry) {
         self.change(|state| {
             for signals in &self.signals {
-                signals.lower(Signals::NMI | Signals::INIT | Signals::SIPI);
+                signals.lower(Signals::NMI | Signals::NMI_LATCHED | Signals::INIT | Signals::SIPI);
             }
             (state.request, state.asleep) = (None, false);
             if std::mem::take(&mut state.off) {

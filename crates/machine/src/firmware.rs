@@ -8,8 +8,8 @@ use devices::PortDevice;
 use devices::pic::Pic;
 use devices::pit::Pit;
 
-/// Sets up the 8259s and the 8254, just reset. `sci`: the ACPI interrupt.
-pub(crate) fn set_up(pic: &Pic, pit: &Pit, sci: u8) {
+/// Sets up the 8259s and, if there is one, the 8254, just reset. `sci`: the ACPI interrupt.
+pub(crate) fn set_up(pic: &Pic, pit: Option<&Pit>, sci: u8) {
     const SCRIPT: [(u16, u32); 10] = [
         // ICW1: edge-triggered, cascaded, ICW4 follows; ICW2: the first vector; ICW3: the cascade; ICW4: 8086 mode.
         (0x20, 0x11),
@@ -30,6 +30,6 @@ pub(crate) fn set_up(pic: &Pic, pit: &Pit, sci: u8) {
     pic.write(0x4d0, 2, 1 << sci);
     // Counter 0, mode 2, both bytes; a count of 0 is 65536.
     for (port, value) in [(0x43, 0x34), (0x40, 0), (0x40, 0)] {
-        pit.write(port, 1, value);
+        pit.iter().for_each(|pit| pit.write(port, 1, value));
     }
 }

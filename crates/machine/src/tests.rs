@@ -338,6 +338,24 @@ fn a_timer_interrupt_wakes_the_guest() {
 
 /// The same timer through the I/O APIC's input 2, as the ACPI tables have it, to vector 40h.
 #[test]
+fn a_board_may_have_no_interval_timer() {
+    // Counter 0, or nothing that answers.
+    let count = |pit| {
+        let image = image(|a| {
+            a.in_(al, 0x40)?;
+            a.in_(al, 0x61)?;
+            a.mov(dx, i32::from(EXIT))?;
+            a.out(dx, al)?;
+            a.hlt()
+        });
+        let config = Config { pit, ..config(&image) };
+        Machine::new(config).unwrap().run().unwrap()
+    };
+    assert_eq!(count(false), Outcome::DebugExit(2 * 0xff + 1));
+    assert_ne!(count(true), Outcome::DebugExit(2 * 0xff + 1));
+}
+
+#[test]
 fn the_timer_reaches_the_ioapic() {
     let outcome = run(|a| {
         gate(a, 0x40, |a| {

@@ -126,9 +126,11 @@ pub fn config(flags: &Flags) -> Result<Config> {
     let mut config = Config::new(Arc::new(model));
     config.memory = flags.memory.unwrap_or(values::MEMORY_DEFAULT);
     config.cpus = processors.cpus;
-    config.accel = flags.accel.or(flags.machine.unwrap_or_default().accel).unwrap_or_default();
+    let board = flags.machine.unwrap_or_default();
+    config.accel = flags.accel.or(board.accel).unwrap_or_default();
     config.perf = perf(flags, config.accel)?;
-    config.board = flags.machine.unwrap_or_default().kind.unwrap_or_default();
+    config.board = board.kind.unwrap_or_default();
+    (config.hpet, config.pit) = (!board.no_hpet, !board.no_pit);
     config.kernel = flags.kernel.clone();
     config.initrd = flags.initrd.clone();
     config.append = flags.append.clone().unwrap_or_default();

@@ -91,6 +91,35 @@ fn debians_kernels_start_all_processors() {
     }
 }
 
+/// Has the clock wake the machine in two seconds, suspends it, and tells of what came behind.
+const SUSPENDS: &str = "#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+echo +2 > /sys/class/rtc/rtc0/wakealarm
+echo mem > /sys/power/state && echo GUEST-WOKE with $(grep -c processor /proc/cpuinfo)
+dmesg | grep -e 'PM: suspend' -e 'Oops' -e 'BUG:' -e 'WARNING: CPU' -e 'Call Trace'
+poweroff -f
+";
+
+#[test]
+fn linux_suspends_to_ram_and_is_woken_by_its_clock() {
+    let Some(kernel) = find::debian_kernels().pop() else {
+        return skipped("suspend", "no kernel of Debian's in .cache (cargo run fetches one)");
+    };
+    let Some(initrd) = initramfs::build(SUSPENDS) else { return skipped("suspend", "no static busybox") };
+    let mut arguments = vec!["-kernel", argument(&kernel), "-initrd", argument(initrd.path()), "-nographic"];
+    arguments.extend(["-append", "console=ttyS0 quiet", "-m", "256M", "-smp", "2"]);
+    let ended = Session::start(VITRINE, &arguments).end(PATIENCE);
+    ended.no_panic();
+    assert_eq!(ended.status.code(), Some(0), "{ended:?}");
+    assert!(ended.stdout.contains("GUEST-WOKE with 2"), "both processors are back: {ended:?}");
+    assert!(ended.stdout.contains("PM: suspend exit"), "{ended:?}");
+    for complaint in ["Oops", "BUG:", "WARNING: CPU", "Call Trace"] {
+        assert!(!ended.stdout.contains(complaint), "{complaint}: {ended:?}");
+    }
+}
+
 #[test]
 fn isa_debug_exit_gives_its_status() {
     for (code, status) in [(0, 1), (1, 3), (0x10, 0x21), (0x7f, 0xff)] {

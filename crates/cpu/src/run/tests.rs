@@ -149,6 +149,31 @@ fn nmis_need_no_flag_and_wake_a_halted_processor() {
     assert_eq!(board.cpu.signals.raised() & Signals::NMI, 0);
 }
 
+#[test]
+fn of_nmis_that_come_before_the_processor_looks_one_is_latched() {
+    // Raised before it runs, and while the first one's handler does, which has counted once then.
+    for (before, during, served) in [(1, 0, 1), (2, 0, 2), (5, 0, 2), (1, 1, 2), (1, 5, 2), (2, 5, 2)] {
+        let handler = |cpu: &mut Cpu| {
+            // inc ebx; iretq
+            cpu.mmu.map().write(Gpa(HANDLER), &[0xff, 0xc3, 0x48, 0xcf]).unwrap();
+            (1..before).for_each(|_| cpu.signals.raise(Signals::NMI));
+            let mut interpreter = Interpreter::default();
+            if during != 0 {
+                let signals = cpu.signals.clone();
+                assert!(cpu.deliver_nmi().is_ok());
+                signals.take_nmi();
+                (0..during).for_each(|_| signals.raise(Signals::NMI));
+                // What runs the loop looks at requests between blocks.
+                assert!(cpu.single_step(&mut interpreter).is_ok());
+            }
+        };
+        // out 0, al
+        let board = run_from(&[0xe6, 0], 0, Signals::NMI, handler);
+        assert_eq!((board.cpu.regs[RBX], board.cpu.rip()), (served, 0x8002), "{before} and {during}");
+        assert_eq!(board.cpu.signals.raised() & (Signals::NMI | Signals::NMI_LATCHED), 0);
+    }
+}
+
 /// Watches the stack's page from when a device has written.
 #[derive(Default)]
 struct Later {

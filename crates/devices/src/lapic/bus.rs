@@ -1,6 +1,7 @@
 //! The system bus as interrupts see it: messages find the local APICs that they are for, EOIs the IOAPICs.
 
 use std::fmt::{self, Debug};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, Weak};
 
@@ -49,7 +50,6 @@ pub struct ApicBus {
     apics: RwLock<Vec<Arc<LocalApic>>>,
     sinks: RwLock<Vec<Weak<dyn EoiSink>>>,
     ext_int: OnceLock<Weak<dyn ExtInt>>,
-    relocated: OnceLock<Box<dyn Fn(u64) + Send + Sync>>,
     /// Where lowest priority delivery starts to look, so that equals take turns.
     turn: AtomicUsize,
 }
@@ -74,18 +74,6 @@ impl ApicBus {
     /// Says where ExtINT gets its vectors. Only the first call counts.
     pub fn set_ext_int(&self, source: Weak<dyn ExtInt>) {
         let _ = self.ext_int.set(source);
-    }
-
-    /// Asks to be told when a guest moves an xAPIC page to another address (bytes, page aligned), so that an
-    /// [`ApicMmio`] can be mapped there. Called from the vCPU's thread, no lock held. Only the first call counts.
-    pub fn on_relocation(&self, hook: Box<dyn Fn(u64) + Send + Sync>) {
-        let _ = self.relocated.set(hook);
-    }
-
-    pub(super) fn relocated(&self, address: u64) {
-        if let Some(hook) = self.relocated.get() {
-            hook(address);
-        }
     }
 
     fn apics(&self) -> impl std::ops::Deref<Target = Vec<Arc<LocalApic>>> + '_ {
@@ -184,7 +172,7 @@ impl IrqLine for AllLints {
     }
 }
 
-/// The xAPIC page at one address: each vCPU finds its own APIC there, if that is where its APIC_BASE points.
+/// Addresses at which xAPIC pages may be: each vCPU finds its own APIC where its APIC_BASE points, and nothing elsewhere.
 #[derive(Debug)]
 pub struct ApicMmio {
     bus: Arc<ApicBus>,
@@ -192,13 +180,21 @@ pub struct ApicMmio {
 }
 
 impl ApicMmio {
-    /// Bytes that the page takes.
+    /// Bytes that a page takes.
     pub const SIZE: u64 = 0x1000;
+    /// Guest physical addresses to which a guest can move a page: what the chipset has below the firmware. Elsewhere no
+    /// access reaches it.
+    pub const WINDOW: Range<u64> = 0xfec0_0000..0xff00_0000;
 
-    /// The page at `address` (bytes, guest physical).
+    /// Pages from `address` on (bytes, guest physical).
     #[must_use]
     pub fn new(bus: Arc<ApicBus>, address: u64) -> Self {
         Self { bus, address }
+    }
+
+    /// Which page an access is to, and where in it.
+    fn place(&self, offset: u64) -> (u64, u64) {
+        (self.address.wrapping_add(offset) & !(Self::SIZE - 1), offset & (Self::SIZE - 1))
     }
 }
 
@@ -208,13 +204,15 @@ impl Mmio for ApicMmio {
     }
 
     fn read(&self, cpu: usize, offset: u64, size: usize) -> u64 {
-        let value = self.bus.apic(cpu).and_then(|apic| apic.read_mmio(self.address, offset));
+        let (page, offset) = self.place(offset);
+        let value = self.bus.apic(cpu).and_then(|apic| apic.read_mmio(page, offset));
         value.unwrap_or(u64::MAX) & all_ones(size)
     }
 
     fn write(&self, cpu: usize, offset: u64, size: usize, value: u64) {
+        let (page, offset) = self.place(offset);
         if let Some(apic) = self.bus.apic(cpu) {
-            apic.write_mmio(self.address, offset, size, value);
+            apic.write_mmio(page, offset, size, value);
         }
     }
 }

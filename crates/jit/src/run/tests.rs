@@ -116,3 +116,34 @@ fn code_that_goes_on_where_no_address_is_faults_there() {
     assert_eq!((fault.rip, cpu.regs[0]), (0x8000_0000_0000, 1));
     assert_eq!(jit.stats().instructions, 1, "it was translated");
 }
+
+#[test]
+fn addresses_with_metadata_are_accessed_as_without() {
+    // add eax, [rsi]; mov [rdi], eax; dec ecx; jnz to the start; out 0, al
+    let single: &[u8] = &[0x03, 0x06, 0x89, 0x07, 0xff, 0xc9, 0x75, 0xf8, 0xe6, 0];
+    // rep movsd; out 0, al
+    let string: &[u8] = &[0xf3, 0xa5, 0xe6, 0];
+    const LAM_U48: u64 = 1 << 62;
+    // Copied ahead of itself in steps of 16 bytes, the first word repeats.
+    for (code, place, expected) in [(single, 0x9010, 300), (string, 0x9190, 3)] {
+        // The last one is as far away as a comparator is that has something against it.
+        for tag in [0, 1 << 48, 0x2a << 57, 1 << 62] {
+            let mut cpu = vcpu(code);
+            let map = cpu.mmu.map().clone();
+            map.write(Gpa(0x9000), &3u32.to_le_bytes()).unwrap();
+            cpu.set_cr3(TABLES | LAM_U48).unwrap();
+            let (mut jit, mut interpreter) =
+                (Jit::new(Config { cache: 0, threshold: 1 }).unwrap(), Interpreter::default());
+            for _ in 0..2 {
+                (cpu.regs[0], cpu.regs[1], cpu.regs[6], cpu.regs[7]) = (0, 100, 0x9000 | tag, 0x9010 | tag);
+                cpu.regs[RIP] = CODE;
+                cpu.signals.lower(Signals::STOP);
+                assert!(matches!(jit.run(&mut cpu, &mut interpreter), Exit::Stopped), "{tag:x}");
+            }
+            let mut word = [0; 4];
+            map.read(Gpa(place), &mut word).unwrap();
+            assert_eq!(u32::from_le_bytes(word), expected, "{tag:x}");
+            assert!(jit.stats().instructions > 0, "it was translated");
+        }
+    }
+}

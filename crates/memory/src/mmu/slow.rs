@@ -112,7 +112,8 @@ impl Mmu {
     /// which begins anew. Nothing is done for one that may be reported to an observer otherwise than by a record.
     #[must_use]
     pub fn refill(&mut self, origin: Origin, gva: Gva, size: u64, write: bool) -> Option<u32> {
-        if (self.observer.is_some() && !self.records) || gva.offset() + size > PAGE_SIZE {
+        let metadata = self.paging.masked(gva) != gva;
+        if metadata || (self.observer.is_some() && !self.records) || gva.offset() + size > PAGE_SIZE {
             return None;
         }
         let want = if write { Want::Write } else { Want::Read };

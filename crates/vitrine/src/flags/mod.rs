@@ -60,7 +60,7 @@ pub struct Flags {
     /// number of processors, 1 to 64, also as cpus=4,sockets=2,cores=2
     #[arg(long, value_name = "[cpus=]N", value_parser = smp::smp)]
     pub smp: Option<smp::Processors>,
-    /// board: pc (default) or q35, also as type=pc,accel=jit
+    /// board: pc (default) or q35, also as type=pc,accel=jit,hpet=off,pit=off
     #[arg(long, visible_alias = "M", value_name = "[type=]NAME", value_parser = values::board)]
     pub machine: Option<Board>,
     /// how guest code is executed: jit[,cache=SIZE] or interp

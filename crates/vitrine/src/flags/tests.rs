@@ -83,6 +83,8 @@ fn boards_processors_and_devices() {
     assert_eq!(board.kind, Some(BoardKind::Q35));
     let board = flags(&["-machine", "type=pc,accel=interp,usb=off"]).machine.unwrap();
     assert_eq!((board.kind, board.accel), (Some(BoardKind::Pc), Some(Accel::Interp)));
+    let board = flags(&["-machine", "hpet=on,pit=off"]).machine.unwrap();
+    assert_eq!((board.kind, board.no_hpet, board.no_pit), (None, false, true));
     let cpu = flags(&["-cpu", "max,-avx2,hypervisor=off"]).cpu.unwrap();
     assert!(!cpu.has(Feature::AVX2) && !cpu.has(Feature::HYPERVISOR) && cpu.has(Feature::SSE2));
     let device = flags(&["-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]).device;

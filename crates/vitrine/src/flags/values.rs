@@ -68,6 +68,10 @@ pub struct Board {
     pub kind: Option<BoardKind>,
     /// `accel=`.
     pub accel: Option<Accel>,
+    /// `hpet=off`.
+    pub no_hpet: bool,
+    /// `pit=off`.
+    pub no_pit: bool,
 }
 
 /// The value of `-device`.
@@ -234,13 +238,15 @@ pub fn sandbox(text: &str) -> Result<Sandbox, String> {
 
 /// `pc` or `q35`, and properties.
 pub fn board(text: &str) -> Result<Board, String> {
-    const RIGHT: &str = "the boards are pc and q35, and the property accel=jit or accel=interp";
+    const RIGHT: &str = "the boards are pc and q35, and the properties accel=jit or accel=interp, hpet=off and pit=off";
     let mut board = Board::default();
     for (position, part) in text.split(',').enumerate() {
         match part.split_once('=') {
             None if position == 0 => board.kind = Some(board_kind(part).ok_or(RIGHT)?),
             Some(("type", name)) => board.kind = Some(board_kind(name).ok_or(RIGHT)?),
             Some(("accel", name)) => board.accel = Some(accel(name)?),
+            Some(("hpet", switch @ ("on" | "off"))) => board.no_hpet = switch == "off",
+            Some(("pit", switch @ ("on" | "off"))) => board.no_pit = switch == "off",
             // What these turn off is not there.
             Some(("usb" | "graphics" | "vmport" | "dump-guest-core" | "mem-merge", "off")) => {}
             _ => return Err(RIGHT.to_owned()),
