@@ -19,8 +19,9 @@ use x86::PAGE_OFFSET;
 ///
 /// Invariant: [`SLOW`] is flipped exactly if a low bit is set, unless it is [`RECORD`] alone: then [`ASIDE`] is. It takes
 /// the comparator 2^62 or 2^63 away from where it belongs, so that the difference to a canonical address is never small.
-/// An address that is not canonical may match. It is then as far from the page as the comparator, and address plus addend
-/// as far from the host's page: not canonical for the host either, which faults instead of touching memory.
+/// An address that is not canonical, or is only without its metadata, may match. It is then as far from the page as the
+/// comparator, and address plus addend as far from the host's page: not canonical for the host either, which faults
+/// instead of touching memory.
 ///
 /// Translated code that makes records asks whether `(address − comparator) ^ ASIDE + RECORD ≤ 4096 − size`. For a
 /// comparator with [`RECORD`] alone that is the address's offset in the page.

@@ -320,3 +320,32 @@ impl Table {
         Some((*entry, *full))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Comparator;
+    use super::*;
+
+    /// Fills the slots of so many pages of a 2 MiB page and drops that one, as often as there are slots.
+    fn filled_and_dropped(pages: u64) -> Table {
+        let mut table = Table::new();
+        for _ in 0..SMALLEST {
+            for page in (0..pages).map(|n| Gva(0x4000_0000 + n * x86::PAGE_SIZE)) {
+                let read = Comparator::new(page, 0);
+                let full = Full { gva: page, shift: 21, ..NOTHING };
+                assert!(!table.fill(Entry { read, ..Entry::EMPTY }, full));
+                assert!(table.find(page, Want::Read).is_some());
+            }
+            table.invalidate(Gva(0x4000_0000));
+            assert!((0..pages).all(|n| table.find(Gva(0x4000_0000 + n * x86::PAGE_SIZE), Want::Read).is_none()));
+        }
+        table
+    }
+
+    #[test]
+    fn a_large_page_that_is_filled_and_dropped_again_and_again_stays_cheap_to_drop() {
+        let table = filled_and_dropped(3);
+        assert!(table.all_listed());
+        assert_eq!((table.touched.len(), table.used), (3, 0), "each slot is listed once");
+    }
+}
