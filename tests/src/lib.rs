@@ -1,7 +1,7 @@
 //! What the end-to-end tests and the benchmarks boot, and how they talk to it.
 //!
 //! [`image`] assembles tiny multiboot guests, [`initramfs`] packs busybox and an init script, [`find`] knows where
-//! real kernels may lie, [`session`] and [`pty`] run the command over pipes and over a pseudo-terminal, and [`watch`]
+//! real kernels may lie, [`tree`] has guests made of packages, [`session`] and [`pty`] run the command over pipes and over a pseudo-terminal, and [`watch`]
 //! reads the lines of the lens, [`timeline`] those for Perfetto. [`browser`] looks at the page. [`emulator`], [`measure`]
 //! and [`comparison`] are for the benchmarks. Nothing here uses a crate of the house: tests see the command as a user does.
 //!
@@ -17,6 +17,7 @@ pub mod measure;
 pub mod pty;
 pub mod session;
 pub mod timeline;
+pub mod tree;
 pub mod watch;
 
 use std::io::Write as _;

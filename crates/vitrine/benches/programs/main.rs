@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use guests::comparison::{Comparison, Mark};
-use guests::find;
 use guests::measure::{Taken, cpu_seconds};
+use guests::{find, tree};
 
 const OPTIONS: &str = "-cpu max -m 1G -nographic -no-reboot -kernel {kernel} -initrd {initrd} -append {append}";
 
@@ -118,19 +118,9 @@ impl Guest {
 /// The initramfs in `folder`, made anew if it is older than what it is made from.
 fn made(folder: &Path) -> Result<PathBuf> {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/programs");
-    let initramfs = folder.join("initramfs");
-    let age = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
     let script = sources.join("make-tree");
-    let guest = fs::read_dir(sources.join("guest"))?.flatten().map(|entry| entry.path());
-    let newest = guest.chain([script.clone()]).filter_map(|path| age(&path)).max();
-    if age(&initramfs) < newest {
-        eprintln!("fetching packages and making {}", folder.display());
-        let status = Command::new(script).arg(folder).stdout(Stdio::null()).status()?;
-        if !status.success() {
-            bail!("make-tree failed; it needs apt's lists of packages (apt-get update)");
-        }
-    }
-    Ok(initramfs)
+    let mut make = Command::new(&script);
+    tree::made(folder, &[&sources.join("guest"), &script], make.arg(folder)).context("packages cannot be had")
 }
 
 /// Runs an emulator to its end, or until time is up, and tells of every mark and when it came.
