@@ -5,11 +5,13 @@
 use devices::Sink;
 use fuzz::Running;
 use libfuzzer_sys::fuzz_target;
-use machine::{BoardKind, DebugConsole, Serial};
+use machine::{BoardKind, DebugConsole, RunState, Serial};
 use std::time::{Duration, Instant};
 
 /// How long a guest may take; it has some thousand instructions.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often to look whether a guest that has not ended ever will.
+const ROUND: Duration = Duration::from_millis(1);
 /// After how many instructions a guest has left its program.
 const RUNAWAY: u64 = 20_000;
 /// The most steps.
@@ -21,7 +23,7 @@ const WINDOWS: [u32; 8] =
 const PORTS: [u16; 16] =
     [0x20, 0xa0, 0x40, 0x60, 0x70, 0x92, 0xb2, 0x3f8, 0x402, 0x4d0, 0x510, 0x600, 0x608, 0xcf8, 0xe0, 0xe8];
 /// Where fw_cfg finds its requests.
-const REQUEST: u32 = 0x20_0000;
+const REQUEST: u32 = 0x28_0000;
 
 #[derive(Debug)]
 struct Nowhere;
@@ -118,6 +120,7 @@ fuzz_target!(|data: &[u8]| {
     let guest = Running::new(&code, false, |config| {
         config.board = if kind & 1 == 0 { BoardKind::Pc } else { BoardKind::Q35 };
         config.hpet = kind & 2 == 0;
+        config.cpus = if kind & 4 == 0 { 1 } else { 2 };
         config.pc_testdev = true;
         config.serials = (0..4).map(|_| Serial::Port(Box::new(Nowhere))).collect();
         config.debugcon = Some(DebugConsole { iobase: 0x402, sink: Box::new(Nowhere) });
@@ -125,16 +128,13 @@ fuzz_target!(|data: &[u8]| {
     });
     let guest = guest.expect("the machine is made");
     let start = Instant::now();
-    let executed = || guest.handle.inspect(0, |vcpu| vcpu.cpu.instructions).ok();
-    // It may stand still (S3, a halt), or leave its program and run through all of memory: neither is a hang of the host's.
-    let mut before = None;
-    while !guest.has_ended() && start.elapsed() < PATIENCE {
-        let now = executed();
-        if now.is_none_or(|now| now > RUNAWAY || Some(now) == before) {
+    // It may stand still (S3, a halt), or leave its program (INIT and SIPI) and run through all of memory: neither is a hang
+    // of the host's.
+    while !guest.wait(ROUND) {
+        assert!(start.elapsed() < PATIENCE, "the guest does not end");
+        let gone = guest.handle.inspect(0, |vcpu| vcpu.cpu.sleeps() || vcpu.cpu.instructions > RUNAWAY);
+        if gone.unwrap_or(true) || guest.handle.run_state() != RunState::Running {
             break;
         }
-        before = now;
-        std::thread::sleep(Duration::from_micros(200));
     }
-    assert!(start.elapsed() < PATIENCE, "the guest does not end");
 });

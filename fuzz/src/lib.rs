@@ -4,11 +4,15 @@ use cpu::cpuid::Model;
 use machine::{Accel, Config, DebugExitPorts, Handle, Machine, MachineError, Outcome};
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tempfile::NamedTempFile;
 
-/// Physical address of the first instruction of a guest that [`flat`] made.
-pub const ENTRY: u32 = 0x10_0040;
+/// Where a guest that [`flat`] made is loaded: where closing the A20 gate changes no address.
+const BASE: u32 = 0x20_0000;
+/// Physical address of its first instruction.
+pub const ENTRY: u32 = BASE + 0x40;
 
 /// A file that holds `bytes` and goes away when dropped.
 ///
@@ -23,7 +27,6 @@ pub fn file(bytes: &[u8]) -> io::Result<NamedTempFile> {
 /// A multiboot image that runs `code` in protected mode, without paging and without an interrupt table.
 #[must_use]
 pub fn flat(code: &[u8]) -> Vec<u8> {
-    const BASE: u32 = 0x10_0000;
     let (magic, flags) = (0x1bad_b002_u32, 1_u32 << 16);
     let checksum = 0_u32.wrapping_sub(magic).wrapping_sub(flags);
     let words = [magic, flags, checksum, BASE, BASE, 0, 0, ENTRY];
@@ -39,6 +42,8 @@ pub struct Running {
     /// The way to it.
     pub handle: Handle,
     thread: Option<JoinHandle<Result<Outcome, MachineError>>>,
+    /// Its other end goes away with the thread.
+    end: Receiver<()>,
     /// Read again at each reset.
     _kernel: NamedTempFile,
 }
@@ -64,14 +69,19 @@ impl Running {
         if paused {
             handle.pause();
         }
-        let thread = std::thread::Builder::new().spawn(move || machine.run()).map_err(MachineError::Thread)?;
-        Ok(Self { handle, thread: Some(thread), _kernel: kernel })
+        let (runs, end) = channel::<()>();
+        let run = move || {
+            let _runs = runs;
+            machine.run()
+        };
+        let thread = std::thread::Builder::new().spawn(run).map_err(MachineError::Thread)?;
+        Ok(Self { handle, thread: Some(thread), end, _kernel: kernel })
     }
 
-    /// Whether it has come to its end.
+    /// Waits for its end, no longer than `time`. Whether it has ended.
     #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+    pub fn wait(&self, time: Duration) -> bool {
+        self.end.recv_timeout(time) == Err(RecvTimeoutError::Disconnected)
     }
 }
 

@@ -11,6 +11,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -59,6 +60,15 @@ impl Listener {
             Address::Unix(path) => bind(path).map(Self::Unix),
             Address::Tcp(host, port) => TcpListener::bind((host.as_str(), *port)).map(Self::Tcp),
         }
+    }
+
+    /// Has [`Listener::accept`] fail from now on, also where it waits already.
+    fn close(&self) {
+        // Fails only if it is closed.
+        let _ = match self {
+            Self::Unix(listener) => rustix::net::shutdown(listener, rustix::net::Shutdown::Both),
+            Self::Tcp(listener) => rustix::net::shutdown(listener, rustix::net::Shutdown::Both),
+        };
     }
 
     fn accept(&self) -> io::Result<Stream> {
@@ -205,11 +215,13 @@ pub(crate) trait Talk {
     fn hear(&mut self, bytes: &[u8], outbox: &Outbox) -> bool;
 }
 
-/// A socket at which clients are served. When it is dropped, what was to be sent is sent, and the socket's file
-/// removed.
+/// A socket at which clients are served. When it is dropped, what was to be sent is sent, the socket's file removed, and
+/// no further client served.
 #[derive(Debug)]
 pub struct Server {
     address: Address,
+    listener: Arc<Listener>,
+    ended: Arc<AtomicBool>,
     client: Arc<Mutex<Option<Outbox>>>,
 }
 
@@ -220,13 +232,17 @@ impl Server {
         mut greet: impl FnMut(&Outbox) -> T + Send + 'static,
     ) -> Result<Self, SocketError> {
         let failed = |source| SocketError { address: address.clone(), source };
-        let listener = Listener::new(address).map_err(failed)?;
+        let listener = Arc::new(Listener::new(address).map_err(failed)?);
+        let ended = Arc::new(AtomicBool::new(false));
         let client = Arc::new(Mutex::new(None));
-        let current = client.clone();
+        let (current, accepting, over) = (client.clone(), listener.clone(), ended.clone());
         let serve = move || {
             jail::enter(jail::Role::Control);
             loop {
-                let Ok(stream) = listener.accept() else {
+                let Ok(stream) = accepting.accept() else {
+                    if over.load(Ordering::Acquire) {
+                        return;
+                    }
                     // Such as too many open files.
                     thread::sleep(Duration::from_millis(100));
                     continue;
@@ -238,7 +254,7 @@ impl Server {
             }
         };
         thread::Builder::new().name("socket".into()).spawn(serve).map_err(failed)?;
-        Ok(Self { address: address.clone(), client })
+        Ok(Self { address: address.clone(), listener, ended, client })
     }
 }
 
@@ -248,6 +264,8 @@ impl Drop for Server {
         if let Some(outbox) = client {
             outbox.drain(PATIENCE);
         }
+        self.ended.store(true, Ordering::Release);
+        self.listener.close();
         if let Address::Unix(path) = &self.address {
             // Somebody may have removed it before.
             let _ = std::fs::remove_file(path);
@@ -296,4 +314,33 @@ fn converse<T: Talk>(stream: Stream, outbox: &Outbox, greet: &mut impl FnMut(&Ou
     // Wakes a writer that waits for a client that does not read.
     stream.shutdown();
     let _ = writer.join();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Takes whatever it hears, and holds what it was made from.
+    struct Ear(#[expect(dead_code, reason = "it is there to be let go")] Arc<()>);
+
+    impl Talk for Ear {
+        fn hear(&mut self, _: &[u8], _: &Outbox) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_dropped_server_lets_go_of_what_it_serves() {
+        let folder = tempfile::tempdir().unwrap();
+        for address in [Address::Unix(folder.path().join("socket")), Address::Tcp("127.0.0.1".to_owned(), 0)] {
+            let machine = Arc::new(());
+            let served = machine.clone();
+            drop(Server::start(&address, move |_| Ear(served.clone())).unwrap());
+            let start = Instant::now();
+            while Arc::strong_count(&machine) > 1 {
+                assert!(start.elapsed() < Duration::from_secs(20), "{address} is served for ever");
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
 }

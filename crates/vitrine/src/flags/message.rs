@@ -28,6 +28,20 @@ pub fn one_line(error: &Error) -> String {
     }
 }
 
+/// `text` with its control characters written out: they are what somebody gave, and would break the line or do worse to a
+/// terminal.
+pub fn printable(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
+}
+
 fn context(error: &Error, kind: ContextKind) -> Option<String> {
     match error.get(kind)? {
         ContextValue::String(text) => Some(text.clone()),

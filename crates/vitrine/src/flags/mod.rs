@@ -189,6 +189,10 @@ pub struct Flags {
 /// # Errors
 /// An unknown flag, a value that it does not take, or flags that do not go together.
 pub fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, UsageError> {
+    understand(arguments).map_err(|UsageError(line)| UsageError(message::printable(&line)))
+}
+
+fn understand(arguments: impl IntoIterator<Item = OsString>) -> Result<Request, UsageError> {
     let mut command = Flags::command();
     command.build();
     let mut arguments = arguments.into_iter().peekable();

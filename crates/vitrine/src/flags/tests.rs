@@ -276,3 +276,26 @@ fn a_timeline_has_a_file_and_a_limit() {
     }
     assert_eq!(flags(&["-perfetto", "a,b"]).perfetto.map(|timeline| timeline.file), Some("a,b".into()));
 }
+
+/// Values are pieces of what flags take, and of what they must not take, in any order.
+#[test]
+fn whatever_a_flag_is_given_is_taken_or_refused_in_one_line() {
+    const PIECES: &str = "= , ,, : + - . * & [ ] ( \" é 0 1 64 65 0x 0xffffffffffffffff 99999999999999999999 8E K M T \
+        size= cpus= sockets= cores= threads= maxcpus= type= accel= hpet= pit= on off cache= jit interp max pc \
+        isa-debug-exit iobase= iosize= file: unix: tcp: mon: stdio none r: gpa: == count drop";
+    let pieces: Vec<_> = PIECES.split_whitespace().chain(["", " ", "\n", "\0", "\u{1b}"]).collect();
+    let mut state = 1_u64;
+    // Knuth's generator; its upper half is random enough.
+    let mut below = |limit: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap() % limit
+    };
+    for flag in Flags::command().get_arguments().filter_map(|flag| flag.get_long()) {
+        for _ in 0..100 {
+            let value: String = (0..=below(6)).map(|_| pieces[below(pieces.len())]).collect();
+            if let Err(UsageError(line)) = parse(arguments(&[&format!("-{flag}"), &value])) {
+                assert!(!line.chars().any(char::is_control), "-{flag} {value:?}: {line:?}");
+            }
+        }
+    }
+}
